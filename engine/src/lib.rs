@@ -1,0 +1,15 @@
+//! The engine: time, rows, keys, the traits of sources, operators and sinks, and the dataflow that
+//! runs them on timely.
+//!
+//! Read [`time`], [`rows`] and [`operator`] first: everything else stands on their words.
+
+pub mod clock;
+pub mod connector;
+pub mod expression;
+pub mod graph;
+pub mod keys;
+pub mod operator;
+pub mod rows;
+pub mod sink;
+pub mod source;
+pub mod time;
