@@ -74,7 +74,7 @@ pub fn encode_value(column: &dyn Array, row: usize, out: &mut Vec<u8>) {
     match column.data_type() {
         DataType::Dictionary(_, _) => {
             let any = column.as_any_dictionary();
-            let at = any.keys().as_ref();
+            let at = any.keys();
             let place = integer(at, row);
             encode_value(any.values().as_ref(), usize::try_from(place).unwrap_or(0), out);
         }
