@@ -1,0 +1,26 @@
+-- Readings as JSON lines, one file a partition. Plain files carry no arrival: no future guard.
+CREATE TABLE readings (
+  meter_id STRING,
+  ts TIMESTAMP_LTZ(3),
+  kwh DOUBLE,
+  voltage DOUBLE,
+  `current` DOUBLE,
+  seq INT,
+  device ROW<fw STRING, rssi INT>,
+  `split` STRING METADATA,
+  `offset` BIGINT METADATA,
+  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+) WITH (
+  'connector' = 'filesystem',
+  'path' = '${LINES}',
+  'format' = 'json',
+  'json.timestamp-format.standard' = 'ISO-8601',
+  'dead-letter.table' = 'bad'
+);
+
+CREATE TABLE bad (
+  `split` STRING,
+  `offset` BIGINT,
+  reason STRING
+) WITH (${SINK bad});
+
