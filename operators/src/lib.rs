@@ -1,1 +1,3 @@
-//! placeholder
+//! Operator cores: windows, joins, enrichment, deduplication, and the aggregates they keep.
+
+pub mod aggregates;
