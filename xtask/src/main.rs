@@ -11,10 +11,32 @@ use anyhow::{Result, bail};
 use crate::args::Args;
 
 mod args;
+mod bench;
+mod ci;
+mod outside;
 mod places;
 mod process;
 mod services;
+mod testing;
 mod tidy;
+mod truth;
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  ci [--quick]          format, tidy, clippy, docs, then test: what .ci/run runs
+  test [--quick]        all tests against real servers, and the cases from outside
+  tidy                  arrows between crates, manners, versions, licences
+  services install [S…] | up [S…] | down | env
+                        S: kafka mosquitto postgres s3 toxiproxy
+  conformance           the conformance corpus   [--filter RE] [--bless] [--weir PATH]
+  errors                scripts to be refused    [--filter RE] [--bless] [--weir PATH]
+  truth                 results against computed answers
+      --path files|columns|kafka-postgres|mqtt-s3     or --set ci|full
+      --seed S --meters N --minutes M --warmup M --edges --faults X --late-max S
+      --jobs tumble5m,region1m,hop,theft,sessions --weir-args '-w 2' --weir PATH --keep DIR
+  bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
+      --runs N --workers N --weir PATH --data DIR";
 
 fn main() -> ExitCode {
     process::handle_signals();
@@ -32,8 +54,18 @@ fn dispatch() -> Result<()> {
     let command = words.next().unwrap_or_default();
     let args = Args::new(words);
     match command.as_str() {
-        "services" => services::command(args),
+        "ci" => ci::command(args),
+        "test" => testing::command(args),
         "tidy" => tidy::command(args),
-        _ => bail!("usage: {}", services::help()),
+        "services" => services::command(args),
+        "conformance" => outside::conformance_command(args),
+        "errors" => outside::errors_command(args),
+        "truth" => truth::command(args),
+        "bench" => bench::command(args),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("no command `{command}`\n\n{USAGE}"),
     }
 }

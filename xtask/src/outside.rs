@@ -164,7 +164,8 @@ pub(crate) fn errors(weir: &Path, filter: &str, bless: bool) -> Result<Tally> {
         problems: Vec<String>,
     }
     /// What no case may do, however little of its clause is built.
-    const NEVER: [&str; 5] = ["exit code", "says 'panicked'", "backtrace", "time limit", "print /"];
+    const NEVER: [&str; 6] =
+        ["exit code", "says 'panicked'", "backtrace", "time limit", "print /", "wrote output"];
     let out = tempfile::tempdir()?;
     let engine = format!("{} run {{script}}", quoted(weir));
     let cases: Vec<Case> =

@@ -32,7 +32,7 @@ mod toxiproxy;
 mod up;
 
 pub(crate) use install::{install, prerequisites};
-pub(crate) use up::{command, help};
+pub(crate) use up::command;
 
 const READY_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(15);
@@ -84,7 +84,8 @@ impl FromStr for Kind {
 
     fn from_str(word: &str) -> Result<Kind> {
         let known = Kind::ALL.into_iter().find(|kind| kind.name() == word);
-        known.with_context(|| format!("no server `{word}`: {}", Kind::ALL.map(Kind::name).join(" ")))
+        known
+            .with_context(|| format!("no server `{word}`: {}", Kind::ALL.map(Kind::name).join(" ")))
     }
 }
 
@@ -132,7 +133,9 @@ impl Services {
                 Kind::S3 => s3::start(&data, life),
                 Kind::Toxiproxy => toxiproxy::start(&data, life),
             };
-            services.servers.push(server.with_context(|| format!("{} did not start", kind.name()))?);
+            services
+                .servers
+                .push(server.with_context(|| format!("{} did not start", kind.name()))?);
             println!("{} ready after {:.1} s", kind.name(), began.elapsed().as_secs_f64());
         }
         Ok(services)
@@ -262,7 +265,8 @@ mod tests {
         let data = tempfile::tempdir()?;
         let mut command = Command::new("sh");
         command.args(["-c", "echo no such port >&2; exit 4"]);
-        let text = launch(command, data.path(), || false).map(|_| ()).unwrap_err().to_string();
+        let failed = launch(command, data.path(), || false).err();
+        let text = failed.map(|error| error.to_string()).unwrap_or_default();
         assert!(text.contains("exit code 4") && text.contains("no such port"), "{text}");
         Ok(())
     }

@@ -26,7 +26,8 @@ pub(super) fn make(folder: &Path) -> Result<()> {
 
 fn issue(folder: &Path, name: &str, subject: &str, extensions: &str) -> Result<()> {
     fs::write(folder.join(format!("{name}.ext")), extensions)?;
-    let mut request = openssl(folder, "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes");
+    let mut request =
+        openssl(folder, "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes");
     request.args(["-subj", &format!("/CN={subject}")]);
     request.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.csr")]);
     process::quietly(&mut request)?;

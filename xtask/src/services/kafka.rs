@@ -25,10 +25,11 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     fs::write(data.join("log4j2.xml"), LOGGING)?;
     let class_path = install::kafka_jars().join("*");
     let java = |command: &mut Command| {
-        command.arg("-Xmx512m").arg("-cp").arg(&class_path).arg(format!(
-            "-Dlog4j2.configurationFile={}",
-            data.join("log4j2.xml").display()
-        ));
+        command
+            .arg("-Xmx512m")
+            .arg("-cp")
+            .arg(&class_path)
+            .arg(format!("-Dlog4j2.configurationFile={}", data.join("log4j2.xml").display()));
     };
 
     let mut format = Command::new("java");

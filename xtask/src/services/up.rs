@@ -26,17 +26,13 @@ struct Running {
     data: PathBuf,
 }
 
-/// What `cargo xtask services` understands.
-pub(crate) fn help() -> &'static str {
-    "services install [NAME…] | up [NAME…] | down | env      NAME: kafka mosquitto postgres s3 \
-     toxiproxy"
-}
+const USAGE: &str = "usage: services install [NAME…] | up [NAME…] | down | env";
 
 /// `cargo xtask services …`
 pub(crate) fn command(mut args: Args) -> Result<()> {
     let words = args.words();
     args.finish()?;
-    let Some((verb, names)) = words.split_first() else { bail!("usage: {}", help()) };
+    let Some((verb, names)) = words.split_first() else { bail!(USAGE) };
     match verb.as_str() {
         "install" => install(&Kind::named(names)?),
         "up" => up(&Kind::named(names)?),
@@ -45,7 +41,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
             print!("{}", fs::read_to_string(env_file()).context("nothing is up")?);
             Ok(())
         }
-        _ => bail!("usage: {}", help()),
+        _ => bail!(USAGE),
     }
 }
 
@@ -80,7 +76,9 @@ fn up(kinds: &[Kind]) -> Result<()> {
         std::mem::forget(services);
     }
     print!("{}", fs::read_to_string(env_file())?);
-    println!("# in a shell: eval \"$(cargo xtask services env)\"; cargo xtask services down ends it");
+    println!(
+        "# in a shell: eval \"$(cargo xtask services env)\"; cargo xtask services down ends it"
+    );
     Ok(())
 }
 

@@ -162,7 +162,11 @@ fn quoted<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    fn package(name: &str, licence: Option<&str>, dependencies: &[(&str, Option<&str>)]) -> Package {
+    fn package(
+        name: &str,
+        licence: Option<&str>,
+        dependencies: &[(&str, Option<&str>)],
+    ) -> Package {
         let dependency = |&(name, kind): &(&str, Option<&str>)| Dependency {
             name: name.to_owned(),
             kind: kind.map(str::to_owned),

@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn tests_are_known() {
-        let source = Source::new("fn a() {}\n#[cfg(test)]\nmod tests {\n  fn b() {}\n}\nfn c() {}\n");
+        let source =
+            Source::new("fn a() {}\n#[cfg(test)]\nmod tests {\n  fn b() {}\n}\nfn c() {}\n");
         assert_eq!(source.in_test, [false, true, true, true, true, false]);
         let source = Source::new("#[cfg(test)]\nmod tests;\nfn c() {}\n");
         assert_eq!(source.in_test, [true, true, false]);

@@ -58,9 +58,8 @@ pub(super) fn check(file: &File) -> Vec<Finding> {
 /// Whether the source justifies a finding.
 pub(super) fn allowed(lines: &[String], finding: &Finding) -> bool {
     let mark = format!("tidy: allow {}: ", finding.rule);
-    let justifies = |line: &String| {
-        line.split_once(&mark).is_some_and(|(_, reason)| !reason.trim().is_empty())
-    };
+    let justifies =
+        |line: &String| line.split_once(&mark).is_some_and(|(_, reason)| !reason.trim().is_empty());
     if ["file-lines", "file-name", "first-line"].contains(&finding.rule) {
         return lines.iter().any(justifies);
     }
@@ -79,7 +78,11 @@ fn names(file: &File) -> Vec<Finding> {
     for word in stem.split(['_', '-']) {
         let version = word.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
         if BAD_WORDS.contains(&word) || version {
-            found.push(file.finding("file-name", 0, format!("`{word}` says nothing of the domain")));
+            found.push(file.finding(
+                "file-name",
+                0,
+                format!("`{word}` says nothing of the domain"),
+            ));
         }
     }
     if let Some(src) = parts.iter().position(|part| *part == "src")
@@ -145,8 +148,8 @@ fn word_at(line: &str, text: &str) -> Option<usize> {
     line.match_indices(text).map(|(at, _)| at).find(|&at| {
         let before = line[..at].chars().next_back();
         let after = line[at + text.len()..].chars().next();
-        let ends_as_word = text.ends_with(is_word);
-        !before.is_some_and(is_word) && !(ends_as_word && after.is_some_and(is_word))
+        let goes_on = text.ends_with(is_word) && after.is_some_and(is_word);
+        !before.is_some_and(is_word) && !goes_on
     })
 }
 
@@ -175,7 +178,8 @@ fn purity(file: &File) -> Vec<Finding> {
         let grouped = line.split_once("std::{").is_some_and(|(_, names)| {
             word_at(names, "fs").is_some() || word_at(names, "net").is_some()
         });
-        let named = ["std::fs", "std::net", "tokio"].into_iter().find(|n| word_at(line, n).is_some());
+        let named =
+            ["std::fs", "std::net", "tokio"].into_iter().find(|n| word_at(line, n).is_some());
         named.or(grouped.then_some("std::{fs, net}"))
     };
     let bad = file.own_code().filter_map(|(n, line)| Some((n, impure(line)?)));

@@ -1,0 +1,115 @@
+//! `cargo xtask test`: every test there is, against real servers, with one line at the end.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::Args;
+use crate::outside::{self, Tally};
+use crate::services::{Kind, Services};
+use crate::{places, process, truth};
+
+/// `cargo xtask test [--quick]`
+pub(crate) fn command(mut args: Args) -> Result<()> {
+    let quick = args.flag("--quick");
+    args.finish()?;
+    all(quick)?.verdict()
+}
+
+fn all(quick: bool) -> Result<Tally> {
+    let services = Services::start(&Kind::ALL)?;
+    let mut tally = workspace(&services)?;
+    if places::shared().is_none() {
+        println!(
+            "no ../shared beside the repository: conformance, errors and truth did not run \
+             (tests of the workspace did)"
+        );
+        if std::env::var("CI").is_ok_and(|ci| ci == "true") {
+            bail!("CI needs ../shared");
+        }
+        return Ok(tally);
+    }
+    let weir = binary()?;
+    tally.add(outside::errors(&weir, "", false)?);
+    tally.add(outside::conformance(&weir, "", false)?);
+    if quick {
+        println!("--quick: the truth did not run");
+    } else {
+        tally.add(truth::ci(&weir, &services)?);
+    }
+    Ok(tally)
+}
+
+/// Builds the binary under test, in the profile of the tests.
+fn binary() -> Result<std::path::PathBuf> {
+    process::run(
+        Command::new("cargo").args(["build", "--bin", "weir"]).current_dir(places::root()),
+    )?;
+    places::weir(None)
+}
+
+/// `cargo test --workspace`, with its output passed through and its results counted.
+fn workspace(services: &Services) -> Result<Tally> {
+    let mut cargo = cargo_test(places::root());
+    cargo.envs(services.env()).env("WEIR_PYTHON", places::python());
+    let mut child = process::spawn(cargo.stdout(Stdio::piped()))?;
+    let stdout = child.stdout.take().context("no output")?;
+    let lines = std::thread::spawn(move || {
+        let mut tally = Tally::default();
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            println!("{line}");
+            count(&line, &mut tally);
+        }
+        tally
+    });
+    let status = process::wait(&mut child, None)?;
+    let mut tally = lines.join().unwrap_or_default();
+    if !status.success() && tally.failures.is_empty() {
+        tally.fail(format!("cargo test ended with {}", process::ended(status)));
+    }
+    Ok(tally)
+}
+
+fn cargo_test(root: &Path) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--workspace", "--no-fail-fast"]).current_dir(root);
+    cargo
+}
+
+/// Counts what the test harness says of each test: `test name ... ok`.
+fn count(line: &str, tally: &mut Tally) {
+    let Some((name, result)) = line.strip_prefix("test ").and_then(|l| l.rsplit_once(" ... "))
+    else {
+        return;
+    };
+    match result.split([',', ' ']).next() {
+        Some("ok") => tally.pass(),
+        Some("FAILED") => tally.failures.push(name.to_owned()),
+        // No test of ours is ignored: one that cannot run has failed.
+        Some("ignored") => tally.failures.push(format!("{name} is ignored")),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let mut tally = Tally::default();
+        for line in [
+            "test a::b ... ok",
+            "test a::c - should panic ... ok",
+            "test a::d ... FAILED",
+            "test a::e ... ignored, because",
+            "test result: ok. 3 passed; 0 failed",
+            "running 4 tests",
+        ] {
+            count(line, &mut tally);
+        }
+        assert_eq!((tally.passed, tally.failures.len()), (2, 2));
+    }
+}

@@ -1,0 +1,253 @@
+//! `cargo xtask truth`: Weir's results against answers that another program computed.
+//!
+//! Meter readings are generated with ../shared/truth, go through Weir on one of four routes, and are
+//! compared row by row. The SQL is in `scenarios/truth`, one script a job, with the source and the
+//! sinks of a route filled in (`truth/script.rs`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+use crate::args::Args;
+use crate::outside::Tally;
+use crate::services::{Kind, Services, install};
+use crate::{places, process};
+
+mod data;
+mod judge;
+mod run;
+mod script;
+
+use data::{Asked, Data};
+pub(crate) use script::Filling;
+
+/// How readings come in and results go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// JSON lines, a file a partition, to JSON lines.
+    Files,
+    /// Parquet that carries split, offset and arrival as columns, to JSON lines.
+    Columns,
+    /// Four Kafka partitions to PostgreSQL.
+    KafkaPostgres,
+    /// MQTT with QoS 1 to Parquet on S3.
+    MqttS3,
+}
+
+impl Route {
+    pub(crate) const ALL: [Route; 4] =
+        [Route::Files, Route::Columns, Route::KafkaPostgres, Route::MqttS3];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Route::Files => "files",
+            Route::Columns => "columns",
+            Route::KafkaPostgres => "kafka-postgres",
+            Route::MqttS3 => "mqtt-s3",
+        }
+    }
+
+    /// The servers that it needs.
+    pub(crate) fn servers(self) -> &'static [Kind] {
+        match self {
+            Route::Files | Route::Columns => &[],
+            Route::KafkaPostgres => &[Kind::Kafka, Kind::Postgres],
+            Route::MqttS3 => &[Kind::Mosquitto, Kind::S3],
+        }
+    }
+
+    /// Whether the input never ends, so that the last windows never fire.
+    fn is_live(self) -> bool {
+        matches!(self, Route::KafkaPostgres | Route::MqttS3)
+    }
+
+    /// Whether messages that cannot be decoded get as far as Weir.
+    fn has_bad_rows(self) -> bool {
+        self != Route::Columns
+    }
+}
+
+impl FromStr for Route {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Route> {
+        let known = Route::ALL.into_iter().find(|route| route.name() == word);
+        known.with_context(|| format!("no route {word}"))
+    }
+}
+
+/// One script, and the tables that it fills: each is a kind of the truth.
+pub(crate) struct Job {
+    script: &'static str,
+    kinds: &'static [&'static str],
+}
+
+/// All jobs. `bad` is the dead-letter table.
+pub(crate) const JOBS: [Job; 5] = [
+    Job { script: "tumble5m", kinds: &["tumble5m", "late", "bad"] },
+    Job { script: "region1m", kinds: &["region1m", "late_region1m"] },
+    Job { script: "hop", kinds: &["hop"] },
+    Job { script: "theft", kinds: &["theft", "late_theft"] },
+    Job { script: "sessions", kinds: &["sessions", "late_sessions"] },
+];
+
+/// One pass over all jobs.
+struct Pass {
+    route: Route,
+    asked: Asked,
+    weir_args: Vec<String>,
+}
+
+impl Pass {
+    fn new(route: Route, asked: Asked, weir_args: &str) -> Pass {
+        let weir_args = weir_args.split_whitespace().map(str::to_owned).collect();
+        Pass { route, asked: asked.for_route(route), weir_args }
+    }
+
+    fn describe(&self) -> String {
+        let asked = &self.asked;
+        format!(
+            "{}: {} meters × {}+{} min, seed {} {} {}",
+            self.route.name(),
+            asked.meters,
+            asked.warmup_minutes,
+            asked.minutes,
+            asked.seed,
+            asked.options.join(" "),
+            self.weir_args.join(" ")
+        )
+    }
+}
+
+/// `cargo xtask truth [--path ROUTE | --set ci | --set full] [--seed S] [--meters N] …`
+pub(crate) fn command(mut args: Args) -> Result<()> {
+    let seed = args.option("--seed")?.unwrap_or_else(fresh_seed);
+    let weir = args.option::<PathBuf>("--weir")?;
+    let jobs = args.option::<String>("--jobs")?;
+    let keep = args.option::<PathBuf>("--keep")?;
+    let passes = match args.option::<String>("--set")?.as_deref() {
+        Some("ci") => ci_passes(seed),
+        Some("full") => full_passes(seed),
+        Some(other) => anyhow::bail!("--set is ci or full, not {other}"),
+        None => {
+            let route = args.option("--path")?.unwrap_or(Route::Files);
+            let weir_args = args.option::<String>("--weir-args")?.unwrap_or_default();
+            vec![Pass::new(route, Asked::from_args(&mut args, seed)?, &weir_args)]
+        }
+    };
+    args.finish()?;
+    install(&[])?;
+    let wanted = |job: &&Job| jobs.as_ref().is_none_or(|j| j.split(',').any(|j| j == job.script));
+    let jobs: Vec<&Job> = JOBS.iter().filter(wanted).collect();
+    let mut kinds: Vec<Kind> = Vec::new();
+    for kind in passes.iter().flat_map(|pass| pass.route.servers()) {
+        if !kinds.contains(kind) {
+            kinds.push(*kind);
+        }
+    }
+    let services = if kinds.is_empty() { None } else { Some(Services::start(&kinds)?) };
+    run_passes(&passes, &jobs, &places::weir(weir)?, services.as_ref(), keep)?.verdict()
+}
+
+/// The passes of CI, one factor at a time, on servers that run already.
+pub(crate) fn ci(weir: &Path, services: &Services) -> Result<Tally> {
+    let jobs: Vec<&Job> = JOBS.iter().collect();
+    run_passes(&ci_passes(fresh_seed()), &jobs, weir, Some(services), None)
+}
+
+fn ci_passes(seed: u64) -> Vec<Pass> {
+    let few = Asked { meters: 300, ..Asked::full(seed) };
+    vec![
+        Pass::new(Route::Files, few.clone(), ""),
+        Pass::new(Route::Files, few.clone(), "-w 2"),
+        Pass::new(Route::Files, few.clone(), "--processes 2"),
+        Pass::new(Route::Files, few.clone().with(&["--edges"]), ""),
+        Pass::new(Route::Files, few.clone().with(&["--faults", "20", "--late-max", "1800"]), ""),
+        Pass::new(Route::Columns, few.clone(), ""),
+        Pass::new(Route::KafkaPostgres, few.clone(), "-w 2"),
+        Pass::new(Route::MqttS3, few, "-w 2"),
+    ]
+}
+
+fn full_passes(seed: u64) -> Vec<Pass> {
+    let all = Asked::full(seed);
+    let shapes = [
+        all.clone(),
+        all.clone().with(&["--edges"]),
+        all.with(&["--faults", "20", "--late-max", "1800"]),
+    ];
+    let each = |route| shapes.clone().into_iter().map(move |s| Pass::new(route, s, "-w 2"));
+    Route::ALL.into_iter().flat_map(each).collect()
+}
+
+/// A seed that no run before had; it is printed, so that the run can be repeated.
+fn fresh_seed() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(1, |since| since.as_millis() as u64 % 1_000_000_000)
+}
+
+fn run_passes(
+    passes: &[Pass],
+    jobs: &[&Job],
+    weir: &Path,
+    services: Option<&Services>,
+    keep: Option<PathBuf>,
+) -> Result<Tally> {
+    let temporary = tempfile::Builder::new().prefix("weir-truth-").tempdir()?;
+    let out = match &keep {
+        Some(folder) => std::path::absolute(folder)?,
+        None => temporary.path().to_owned(),
+    };
+    let mut tally = Tally::default();
+    let mut generated: BTreeMap<&Asked, Data> = BTreeMap::new();
+    for (number, pass) in passes.iter().enumerate() {
+        println!("truth {}", pass.describe());
+        if !generated.contains_key(&pass.asked) {
+            let folder = out.join(format!("data-{number}"));
+            generated.insert(&pass.asked, Data::generate(&pass.asked, &folder)?);
+        }
+        let setting = run::Setting {
+            weir,
+            weir_args: &pass.weir_args,
+            route: pass.route,
+            data: &generated[&pass.asked],
+            services,
+            name: &format!("truth-{}-{number}", pass.asked.seed),
+            out: &out.join(format!("pass-{number}")),
+        };
+        run::prepare(&setting)?;
+        for job in jobs {
+            run_job(&setting, job, pass, &mut tally)?;
+        }
+    }
+    Ok(tally)
+}
+
+fn run_job(setting: &run::Setting, job: &Job, pass: &Pass, tally: &mut Tally) -> Result<()> {
+    let began = Instant::now();
+    let verdicts = match run::run(setting, job) {
+        Ok(verdicts) => verdicts,
+        Err(error) => {
+            process::check_interrupted()?;
+            tally.fail(format!("truth {} {}: {error:#}", pass.describe(), job.script));
+            return Ok(());
+        }
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    for verdict in verdicts {
+        let last = verdict.text.lines().last().unwrap_or_default();
+        let word = if verdict.equal { "equal" } else { "WRONG" };
+        println!("  {:15} {word}  {last}  ({seconds:.1} s)", verdict.kind);
+        match verdict.equal {
+            true => tally.pass(),
+            false => {
+                tally.fail(format!("truth {} {}\n{}", pass.describe(), verdict.kind, verdict.text))
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Compares results with the truth, kind by kind, with ../shared/truth/check.py.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::data::{Data, tool};
+use super::{Job, Route};
+use crate::{places, process};
+
+/// Where the rows of one run are.
+pub(super) enum Results {
+    /// Below `FOLDER/TABLE/`.
+    Folder(PathBuf),
+    /// In tables `PREFIX_TABLE`.
+    Postgres { url: String, prefix: String },
+}
+
+/// What became of one kind.
+pub(super) struct Verdict {
+    pub(super) kind: &'static str,
+    pub(super) equal: bool,
+    /// Counts, or why they could not be had; with the first rows that differ.
+    pub(super) text: String,
+}
+
+/// Compares every kind of a job; `work` is for what must be written on the way.
+pub(super) fn judge(
+    data: &Data,
+    job: &Job,
+    route: Route,
+    results: &Results,
+    work: &Path,
+) -> Result<Vec<Verdict>> {
+    fs::create_dir_all(work)?;
+    let kinds = job.kinds.iter().copied().filter(|kind| *kind != "bad" || route.has_bad_rows());
+    kinds
+        .map(|kind| {
+            process::check_interrupted()?;
+            // What cannot be read or compared is a verdict too, not the end of all checks.
+            let (equal, text) = compare(data, kind, route, results, work)
+                .unwrap_or_else(|error| (false, format!("{error:#}")));
+            Ok(Verdict { kind, equal, text })
+        })
+        .collect()
+}
+
+fn compare(
+    data: &Data,
+    kind: &'static str,
+    route: Route,
+    results: &Results,
+    work: &Path,
+) -> Result<(bool, String)> {
+    let mut files = match results {
+        Results::Folder(folder) => files_below(&folder.join(kind)),
+        Results::Postgres { url, prefix } => vec![export(url, prefix, kind, work)?],
+    };
+    if kind == "bad" || kind.starts_with("late") {
+        let numbered = work.join(format!("{kind}.numbered.jsonl"));
+        let mut number = script("number_splits.py");
+        process::quietly(number.arg(&numbered).args(&files))?;
+        files = vec![numbered];
+    }
+    let mut check = if kind == "bad" {
+        let mut check = script("check_bad.py");
+        check.arg(&data.folder);
+        check
+    } else {
+        let mut check = tool("check.py")?;
+        check.arg(&data.folder).args(["--kind", kind]);
+        if route.is_live() {
+            check.args(["--through", "watermark"]);
+        }
+        if data.expected(kind) == Some(0) {
+            check.arg("--allow-empty");
+        }
+        check
+    };
+    if files.is_empty() {
+        let none = work.join("none.jsonl");
+        fs::write(&none, "")?;
+        files.push(none);
+    }
+    let done = process::capture(check.args(&files))?;
+    let said = if done.status.code() == Some(2) { done.stderr } else { done.stdout };
+    Ok((done.status.success(), said.trim_end().to_owned()))
+}
+
+fn script(name: &str) -> Command {
+    let mut command = Command::new(places::python());
+    command.arg(places::root().join("xtask/python").join(name));
+    command
+}
+
+/// Files of rows below a folder, or the file itself; hidden ones are drafts.
+fn files_below(path: &Path) -> Vec<PathBuf> {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    if hidden {
+        return Vec::new();
+    }
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries.flatten().flat_map(|e| files_below(&e.path())).collect();
+    files.sort();
+    files
+}
+
+/// A table of PostgreSQL as CSV, with times in UTC.
+fn export(url: &str, prefix: &str, kind: &str, work: &Path) -> Result<PathBuf> {
+    let path = work.join(format!("{kind}.csv"));
+    let mut psql = Command::new("psql");
+    psql.arg(url).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c"]).env("PGTZ", "UTC");
+    psql.arg(format!("COPY (SELECT * FROM \"{prefix}_{kind}\") TO STDOUT (FORMAT csv, HEADER)"));
+    let rows = process::quietly(&mut psql).with_context(|| format!("reading {prefix}_{kind}"))?;
+    fs::write(&path, rows)?;
+    Ok(path)
+}
