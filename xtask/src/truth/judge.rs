@@ -74,7 +74,9 @@ fn compare(
         if route.is_live() {
             check.args(["--through", "watermark"]);
         }
-        if data.expected(kind) == Some(0) {
+        // Few sessions end within the data, and fewer before the last watermark.
+        let rare = route.is_live() && kind.ends_with("sessions");
+        if data.expected(kind) == Some(0) || rare {
             check.arg("--allow-empty");
         }
         check
