@@ -20,8 +20,6 @@ pub enum Exchange {
     Stay,
     /// By key group of these columns; no column at all means all rows on one worker.
     Keys(Vec<usize>),
-    /// Every worker gets every row (small tables).
-    Everyone,
 }
 
 /// An output of a node: rows of one schema.

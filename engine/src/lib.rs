@@ -5,9 +5,14 @@
 
 pub mod clock;
 pub mod connector;
+pub mod cut;
+pub mod digest;
 pub mod expression;
+pub mod flow;
 pub mod graph;
+pub mod job;
 pub mod keys;
+pub mod marks;
 pub mod operator;
 pub mod rows;
 pub mod sink;

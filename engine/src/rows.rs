@@ -74,6 +74,8 @@ pub enum Origin {
         /// Offset at or before that of the first row, above that of the chunk before.
         offset: u64,
     },
+    /// Made by an operator at this event time (a window's end); sinks order by it, then by whole row.
+    FiredAt(Millis),
     /// Made by an operator; sinks order such rows by the whole row.
     #[default]
     Fired,
@@ -96,6 +98,11 @@ impl Delta {
     /// Rows made by an operator.
     pub fn fired(rows: RecordBatch) -> Delta {
         Delta { rows, diffs: None, provenance: None, origin: Origin::Fired }
+    }
+
+    /// Rows made by an operator at an event time, for instance the end of their window.
+    pub fn fired_at(rows: RecordBatch, time: Millis) -> Delta {
+        Delta { rows, diffs: None, provenance: None, origin: Origin::FiredAt(time) }
     }
 
     /// Number of rows.
@@ -166,7 +173,7 @@ impl Delta {
     /// The chunk as one batch with the columns `__diff`, `__mark`, `__split`, `__offset` behind the
     /// rows where they are present: the form between processes and in snapshots.
     pub fn to_batch(&self) -> Result<RecordBatch, ArrowError> {
-        use arrow::datatypes::{DataType, Field, Schema};
+        use arrow::datatypes::{Field, Schema};
         let schema = self.rows.schema();
         let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
         let mut columns: Vec<ArrayRef> = self.rows.columns().to_vec();
@@ -236,7 +243,7 @@ impl Delta {
         match (&self.provenance, self.origin) {
             (Some(p), _) => (SplitId(p.splits[row]), p.offsets[row]),
             (None, Origin::Split { split, offset }) => (split, offset + row as u64),
-            (None, Origin::Fired) => (SplitId::default(), row as u64),
+            (None, _) => (SplitId::default(), row as u64),
         }
     }
 }
@@ -248,6 +255,30 @@ pub fn sliced_bytes(rows: &RecordBatch) -> usize {
 
 fn column_bytes(column: &ArrayRef) -> usize {
     column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+}
+
+/// The same rows with dictionary columns spelled out.
+pub fn unpack(rows: &RecordBatch) -> RecordBatch {
+    use arrow::datatypes::{DataType, Field, Schema};
+    let schema = rows.schema();
+    let packed = |t: &DataType| matches!(t, DataType::Dictionary(_, _));
+    if !schema.fields().iter().any(|f| packed(f.data_type())) {
+        return rows.clone();
+    }
+    let spell = |(field, column): (&Arc<Field>, &ArrayRef)| match column.data_type() {
+        DataType::Dictionary(_, values) => match arrow::compute::cast(column, values) {
+            Ok(plain) => (field.as_ref().clone().with_data_type(values.as_ref().clone()), plain),
+            Err(error) => unreachable!("a dictionary does not unpack: {error}"),
+        },
+        _ => (field.as_ref().clone(), column.clone()),
+    };
+    let (fields, columns): (Vec<Field>, Vec<ArrayRef>) =
+        schema.fields().iter().zip(rows.columns()).map(spell).unzip();
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    match RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options) {
+        Ok(batch) => batch,
+        Err(error) => unreachable!("unpacked columns do not make a batch: {error}"),
+    }
 }
 
 /// Takes rows of one column; a thin name for arrow's kernel.

@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::Thread;
 use std::time::Duration;
 
 use crate::connector::ConnectorError;
@@ -211,6 +210,9 @@ struct QueueState {
     failed: Option<ConnectorError>,
 }
 
+/// What wakes the worker that takes from a queue.
+pub type Wake = Box<dyn Fn() + Send>;
+
 /// The bounded queue between a split's reader and its worker.
 pub struct SplitQueue {
     /// The split.
@@ -218,7 +220,7 @@ pub struct SplitQueue {
     limit: usize,
     state: Mutex<QueueState>,
     room: Condvar,
-    worker: Mutex<Option<Thread>>,
+    worker: Mutex<Option<Wake>>,
     wanted: AtomicBool,
     at_end: AtomicBool,
     connected: AtomicBool,
@@ -255,8 +257,8 @@ impl SplitQueue {
 
     fn wake_worker(&self) {
         let worker = self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(thread) = worker.as_ref() {
-            thread.unpark();
+        if let Some(wake) = worker.as_ref() {
+            wake();
         }
     }
 
@@ -342,9 +344,9 @@ impl SplitQueue {
 
     // Worker's side ------------------------------------------------------------------------------
 
-    /// Names the thread to wake when the queue gets its first chunk.
-    pub fn wake(&self, worker: Thread) {
-        *self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(worker);
+    /// Says what to call when the queue gets its first chunk, ends or fails.
+    pub fn on_news(&self, wake: Wake) {
+        *self.worker.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(wake);
     }
 
     /// Asks for a lazy split.

@@ -1,0 +1,263 @@
+//! Cuts: what closes an epoch, and what every worker concludes from them.
+//!
+//! # Invariant
+//! Each worker closes an epoch for its own splits and sends its part to all workers. The state after
+//! epoch e is a function of all parts up to e alone, so every worker computes the same watermarks and,
+//! in a replay, the same decision about what is read next.
+//!
+//! # Watermark of a source
+//! The least mark over its splits that are neither idle nor finished; it never goes back; it is unset
+//! until every planned split has reported, and final once all have finished. A table that is read
+//! before the streams start never holds one: its watermark is final from the beginning.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::rows::SplitId;
+use crate::time::{MARK_END, MARK_NONE, Millis};
+
+/// What a split is doing, as far as the watermark is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SplitState {
+    /// Not opened yet; its mark says where it will hold the watermark.
+    Waiting,
+    /// Being read.
+    Reading,
+    /// At its end for longer than the idle time-out.
+    Idle,
+    /// Read to the end.
+    Finished,
+}
+
+/// A split in a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitFacts {
+    /// The split.
+    pub split: SplitId,
+    /// The offset reached.
+    pub offset: u64,
+    /// Its mark.
+    pub mark: Millis,
+    /// What it is doing.
+    pub state: SplitState,
+    /// Event time that it advanced by in this epoch: how far its neighbours may run ahead.
+    pub stride: Millis,
+}
+
+/// One worker's part of a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutPart {
+    /// The worker that made it.
+    pub worker: usize,
+    /// The worker's clock when it closed the epoch.
+    pub recorded_time: Millis,
+    /// The splits that changed.
+    pub splits: Vec<SplitFacts>,
+}
+
+/// What a job knows of one of its sources before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePlan {
+    /// All its splits.
+    pub splits: Vec<SplitId>,
+    /// The splits that queues are read for; several `splits` may travel in one of them.
+    pub queues: Vec<SplitId>,
+    /// Whether it is read to the end before the others start.
+    pub table_first: bool,
+    /// Whether rows have an event time.
+    pub timed: bool,
+    /// The delay of its watermark.
+    pub delay: Millis,
+}
+
+struct SourceCut {
+    plan: SourcePlan,
+    facts: BTreeMap<SplitId, SplitFacts>,
+    watermark: Millis,
+}
+
+impl SourceCut {
+    fn finished(&self) -> bool {
+        self.facts.len() == self.plan.splits.len()
+            && self.facts.values().all(|f| f.state == SplitState::Finished)
+    }
+
+    fn advance(&mut self) -> Millis {
+        if self.plan.table_first || self.finished() {
+            self.watermark = MARK_END;
+        } else if self.plan.timed && self.facts.len() == self.plan.splits.len() {
+            let holding = self
+                .facts
+                .values()
+                .filter(|f| matches!(f.state, SplitState::Waiting | SplitState::Reading))
+                .map(|f| f.mark);
+            self.watermark = self.watermark.max(holding.min().unwrap_or(MARK_NONE));
+        }
+        self.watermark
+    }
+}
+
+/// The end of an epoch as all workers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochFacts {
+    /// The greatest clock of the parts.
+    pub recorded_time: Millis,
+    /// The watermark of each source, in the order of the plan.
+    pub watermarks: Vec<Millis>,
+}
+
+/// How many rows to read from a split in an epoch of a replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The split (one that has a queue).
+    pub split: SplitId,
+    /// Rows, unless it ends before.
+    pub rows: usize,
+}
+
+/// What all cuts so far say.
+pub struct CutState {
+    sources: Vec<SourceCut>,
+    recorded_time: Millis,
+}
+
+/// The most splits of a source that a replay reads at the same time.
+pub const OPEN_SPLITS_MAX: usize = 16;
+
+impl CutState {
+    /// Before the first cut.
+    pub fn start(plans: Vec<SourcePlan>) -> CutState {
+        let cut = |plan| SourceCut { plan, facts: BTreeMap::new(), watermark: MARK_NONE };
+        CutState { sources: plans.into_iter().map(cut).collect(), recorded_time: MARK_NONE }
+    }
+
+    /// Takes up all parts of an epoch.
+    pub fn close(&mut self, parts: impl IntoIterator<Item = CutPart>) -> EpochFacts {
+        for part in parts {
+            self.recorded_time = self.recorded_time.max(part.recorded_time);
+            for facts in part.splits {
+                if let Some(source) = self.sources.get_mut(facts.split.source() as usize) {
+                    source.facts.insert(facts.split, facts);
+                }
+            }
+        }
+        let watermarks = self.sources.iter_mut().map(SourceCut::advance).collect();
+        EpochFacts { recorded_time: self.recorded_time, watermarks }
+    }
+
+    /// Whether every table that is read first has been read.
+    pub fn tables_loaded(&self) -> bool {
+        self.sources.iter().filter(|s| s.plan.table_first).all(SourceCut::finished)
+    }
+
+    /// Whether every split of every source has finished.
+    pub fn all_finished(&self) -> bool {
+        self.sources.iter().all(SourceCut::finished)
+    }
+
+    /// The least mark over a source's splits that hold its watermark, for alignment.
+    pub fn slowest(&self, source: usize) -> Millis {
+        let holding =
+            |f: &&SplitFacts| matches!(f.state, SplitState::Waiting | SplitState::Reading);
+        let facts = self.sources[source].facts.values();
+        facts.filter(holding).map(|f| f.mark).min().unwrap_or(MARK_NONE)
+    }
+
+    /// All splits as they stand, source by source, for SHOW WATERMARKS.
+    pub fn splits(&self) -> impl Iterator<Item = (usize, Millis, &SplitFacts)> {
+        self.sources
+            .iter()
+            .enumerate()
+            .flat_map(|(i, s)| s.facts.values().map(move |f| (i, s.watermark, f)))
+    }
+
+    /// What a replay reads in an epoch, from the state some epochs before: `rows` in all, from the
+    /// splits that are furthest behind and from those that are within reach of them, so that state
+    /// stays small whether files follow one another or overlap.
+    pub fn decide(&self, rows: usize) -> Vec<Quota> {
+        let loading = !self.tables_loaded();
+        let sources = self.sources.iter().filter(|s| s.plan.table_first == loading);
+        let open: Vec<(Millis, Millis, SplitId)> = sources.flat_map(|s| s.candidates()).collect();
+        let Some(least) = open.iter().map(|c| c.0).min() else { return Vec::new() };
+        let reach = open.iter().filter(|c| c.0 == least).map(|c| c.1).max().unwrap_or(0);
+        let limit = least.saturating_add(reach);
+        let mut chosen: Vec<_> = open.into_iter().filter(|c| c.0 <= limit).collect();
+        chosen.sort_by_key(|c| (c.0, c.2));
+        chosen.truncate(OPEN_SPLITS_MAX);
+        let share = rows.div_ceil(chosen.len().max(1)).max(1);
+        chosen.into_iter().map(|(_, _, split)| Quota { split, rows: share }).collect()
+    }
+}
+
+impl SourceCut {
+    /// Unfinished queues with their mark and how far others may run ahead of it.
+    fn candidates(&self) -> Vec<(Millis, Millis, SplitId)> {
+        let queues = self.plan.queues.iter();
+        let facts = queues.filter_map(|split| Some((split, self.facts.get(split)?)));
+        let unfinished = facts.filter(|(_, f)| f.state != SplitState::Finished);
+        unfinished
+            .map(|(split, f)| {
+                let reach = self.plan.delay.max(f.stride).saturating_add(1);
+                (f.mark, reach, *split)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(number: u64) -> SplitId {
+        SplitId::of(0, number)
+    }
+
+    fn facts(number: u64, mark: Millis, state: SplitState) -> SplitFacts {
+        SplitFacts { split: split(number), offset: 0, mark, state, stride: 0 }
+    }
+
+    fn two() -> CutState {
+        let splits = vec![split(0), split(1)];
+        CutState::start(vec![SourcePlan {
+            queues: splits.clone(),
+            splits,
+            table_first: false,
+            timed: true,
+            delay: 5,
+        }])
+    }
+
+    fn close(state: &mut CutState, splits: Vec<SplitFacts>) -> Millis {
+        state.close([CutPart { worker: 0, recorded_time: 0, splits }]).watermarks[0]
+    }
+
+    #[test]
+    fn the_slowest_split_that_is_not_idle_holds() {
+        let mut state = two();
+        assert_eq!(close(&mut state, vec![facts(0, 100, SplitState::Reading)]), MARK_NONE);
+        assert_eq!(close(&mut state, vec![facts(1, 40, SplitState::Reading)]), 40);
+        assert_eq!(close(&mut state, vec![facts(1, 40, SplitState::Idle)]), 100);
+        // Back from idleness, behind: the watermark does not go back.
+        assert_eq!(close(&mut state, vec![facts(1, 50, SplitState::Reading)]), 100);
+        assert_eq!(close(&mut state, vec![facts(0, 200, SplitState::Idle)]), 100);
+        assert_eq!(close(&mut state, vec![facts(1, 300, SplitState::Idle)]), 100);
+        let end = vec![facts(0, 1, SplitState::Finished), facts(1, 1, SplitState::Finished)];
+        assert_eq!(close(&mut state, end), MARK_END);
+        assert!(state.all_finished());
+    }
+
+    #[test]
+    fn a_replay_reads_what_is_behind_and_what_is_near() {
+        let mut state = two();
+        close(
+            &mut state,
+            vec![facts(0, 100, SplitState::Waiting), facts(1, 104, SplitState::Waiting)],
+        );
+        let both = [Quota { split: split(0), rows: 5 }, Quota { split: split(1), rows: 5 }];
+        assert_eq!(state.decide(10), both);
+        close(&mut state, vec![facts(1, 107, SplitState::Reading)]);
+        assert_eq!(state.decide(10), [Quota { split: split(0), rows: 10 }]);
+        close(&mut state, vec![facts(0, 100, SplitState::Finished)]);
+        assert_eq!(state.decide(10), [Quota { split: split(1), rows: 10 }]);
+    }
+}

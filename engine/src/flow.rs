@@ -1,0 +1,112 @@
+//! Lifting a job's graph into timely, and running it on P processes of T workers.
+//!
+//! Every worker builds the same dataflow: one driver that makes the epochs, one operator that resolves
+//! cuts into watermarks, one adapter an operator core, one a sink. Watermarks do not travel from
+//! operator to operator: the watermark of an edge is a function of the watermarks of the sources, which
+//! every worker knows from the cuts, so each adapter computes those of its own inputs.
+
+mod adapter;
+mod carrier;
+mod cuts;
+mod driver;
+mod exchange;
+mod install;
+mod lifted;
+mod reading;
+mod shard;
+mod sink;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use driver::EpochPolicy;
+
+use crate::graph::Graph;
+use crate::job::{Failure, JobControl};
+use crate::source::SplitSpec;
+
+/// What a job needs beside its graph; the same on every process.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct JobInput {
+    /// How epochs are cut.
+    pub policy: EpochPolicy,
+    /// The splits of each source, in the order of the plan.
+    pub splits: Vec<Vec<SplitSpec>>,
+}
+
+/// Processes and workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Workers a process.
+    pub threads: usize,
+    /// This process.
+    pub process: usize,
+    /// Addresses of all processes; at most one means that this process is alone.
+    pub addresses: Vec<String>,
+}
+
+impl Cluster {
+    fn config(&self) -> timely::Config {
+        use timely::{CommunicationConfig as Communication, WorkerConfig};
+        let threads = self.threads.max(1);
+        let communication = if self.addresses.len() > 1 {
+            Communication::Cluster {
+                threads,
+                process: self.process,
+                addresses: self.addresses.clone(),
+                report: false,
+                zerocopy: false,
+            }
+        } else if threads > 1 {
+            Communication::Process(threads)
+        } else {
+            Communication::Thread
+        };
+        timely::Config { communication, worker: WorkerConfig::default() }
+    }
+}
+
+/// Runs a job to its end on this process's workers. `build` is called once a worker.
+///
+/// Returns when all sources have ended or were stopped and all sinks have committed, or with the first
+/// cause of a failure.
+pub fn run(
+    cluster: &Cluster,
+    job: JobInput,
+    control: &Arc<JobControl>,
+    build: impl Fn() -> Result<Graph, String> + Send + Sync + 'static,
+) -> Result<(), Failure> {
+    let shared = control.clone();
+    let workers = timely::execute(cluster.config(), move |worker| {
+        let graph = match build() {
+            Ok(graph) => graph,
+            Err(message) => {
+                let operator = "plan".to_owned();
+                return shared.fail(Failure::Operator { operator, message });
+            }
+        };
+        let dataflow = worker.next_dataflow_index();
+        install::install(worker, graph, &job, &shared);
+        while worker.has_dataflows() {
+            if shared.failure().is_some() {
+                worker.drop_dataflow(dataflow);
+                break;
+            }
+            worker.step_or_park(Some(Duration::from_millis(100)));
+        }
+    });
+    let failed = |operator: &str, message: String| {
+        control.fail(Failure::Operator { operator: operator.to_owned(), message });
+    };
+    match workers {
+        Ok(guards) => {
+            for result in guards.join() {
+                if let Err(message) = result {
+                    failed("worker", message);
+                }
+            }
+        }
+        Err(message) => failed("cluster", message),
+    }
+    control.failure().map_or(Ok(()), Err)
+}

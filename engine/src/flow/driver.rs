@@ -1,0 +1,472 @@
+//! The one timely operator that makes a job's epochs on a worker: it takes chunks from the queues of
+//! the worker's splits, gives their rows to the dataflow, and closes the epochs with cuts.
+//!
+//! # Live
+//! An epoch is open until its time is over, its rows are enough, or another worker is seen ahead; its
+//! number is the clock in milliseconds on the grid of the interval, and never below what was seen.
+//! An epoch in which nothing changed is passed over without a part, so an idle job costs nothing.
+//!
+//! # Replay
+//! Epochs count from 1. What is read in epoch e was decided by every worker alike from the cut of
+//! epoch e − LEAD, so it depends on files and options alone. A worker reads its own splits' share of
+//! the decision and closes the epoch when it has all of it, however long that takes.
+//!
+//! # Back-pressure
+//! A worker is at most `AHEAD_EPOCHS_MAX` epochs and `AHEAD_BYTES_MAX` ahead of what all sinks have
+//! accepted. Beyond that it takes nothing from its queues; they fill, and their readers wait.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::reading::{Reading, Taken};
+use crate::cut::{CutPart, CutState, Quota, SplitState};
+use crate::graph::SourceNode;
+use crate::job::JobControl;
+use crate::rows::{Delta, SplitId};
+use crate::source::SourceHandle;
+use crate::time::{Epoch, MARK_NONE, Millis};
+
+/// How epochs are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum EpochPolicy {
+    /// By the clock: an epoch lasts this many milliseconds, or fewer if this many rows are there.
+    Live {
+        /// Milliseconds, at least 1.
+        interval: Millis,
+        /// Rows a worker at the most.
+        rows: usize,
+    },
+    /// By rows: this many in all an epoch. Only for inputs that end.
+    Replay {
+        /// Rows.
+        rows: usize,
+    },
+}
+
+/// Epochs between a cut and the reading that it decides.
+pub(crate) const LEAD: u64 = 4;
+const AHEAD_EPOCHS_MAX: usize = 8;
+const AHEAD_BYTES_MAX: usize = 64 << 20;
+const CHUNK_ROWS_MAX: usize = 16_384;
+const HEARTBEAT: Millis = 1_000;
+
+/// What the cut operator tells the driver of its worker.
+pub(crate) struct Known {
+    pub(crate) state: CutState,
+    /// The greatest epoch of any part that has arrived.
+    pub(crate) seen: Epoch,
+    /// Decisions of a replay, by epoch.
+    pub(crate) decisions: VecDeque<(Epoch, Vec<Quota>)>,
+    pub(crate) replay_rows: Option<usize>,
+}
+
+/// A source on this worker.
+pub(crate) struct SourceRuntime {
+    pub(crate) node: Arc<SourceNode>,
+    pub(crate) readings: Vec<Reading>,
+    pub(crate) handle: Option<Box<dyn SourceHandle>>,
+}
+
+/// Where the driver's rows go; timely's outputs, seen from here.
+pub(crate) trait Outlets {
+    /// Rows of source `source` at the open epoch.
+    fn rows(&mut self, source: usize, delta: Delta);
+    /// Dead letters of source `source` at the open epoch.
+    fn dead(&mut self, source: usize, delta: Delta);
+    /// This worker's part of the open epoch's cut, for every worker.
+    fn part(&mut self, part: CutPart);
+}
+
+/// What the driver wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The open epoch is closed; go on at this one and call again at once.
+    Epoch(Epoch),
+    /// Call again after this time, or when something happens.
+    Wait(Duration),
+    /// All is read: no more epochs.
+    Done,
+}
+
+/// How far the sinks of all workers are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    /// Everything below is accepted; `None` when all is.
+    pub(crate) below: Option<Epoch>,
+    /// Everything below is committed.
+    pub(crate) committed_below: Option<Epoch>,
+}
+
+struct Issued {
+    epoch: Epoch,
+    bytes: usize,
+    offsets: Vec<Vec<(u64, u64)>>,
+}
+
+/// The state of a worker's epochs.
+pub(crate) struct Driver {
+    worker: usize,
+    policy: EpochPolicy,
+    control: Arc<JobControl>,
+    known: Rc<RefCell<Known>>,
+    sources: Vec<SourceRuntime>,
+    places: BTreeMap<SplitId, (usize, usize)>,
+    epoch: Epoch,
+    opened: Millis,
+    last_part: Millis,
+    noticed: Millis,
+    rows_here: usize,
+    bytes_here: usize,
+    issued: VecDeque<Issued>,
+    uncommitted: VecDeque<Issued>,
+    quotas: Option<Vec<Quota>>,
+    turn: usize,
+}
+
+impl Driver {
+    pub(crate) fn start(
+        worker: usize,
+        policy: EpochPolicy,
+        control: Arc<JobControl>,
+        known: Rc<RefCell<Known>>,
+        sources: Vec<SourceRuntime>,
+    ) -> Driver {
+        let place = |(s, source): (usize, &SourceRuntime)| -> Vec<_> {
+            source.readings.iter().enumerate().map(|(r, x)| (x.id, (s, r))).collect()
+        };
+        let places = sources.iter().enumerate().flat_map(place).collect();
+        let now = control.clock.now();
+        Driver {
+            worker,
+            policy,
+            control,
+            known,
+            sources,
+            places,
+            epoch: 0,
+            opened: now,
+            last_part: now,
+            noticed: MARK_NONE / 2,
+            rows_here: 0,
+            bytes_here: 0,
+            issued: VecDeque::new(),
+            uncommitted: VecDeque::new(),
+            quotas: None,
+            turn: 0,
+        }
+    }
+
+    /// Says what wakes the worker when a queue has news.
+    pub(crate) fn on_news(&self, wake: impl Fn() -> crate::source::Wake) {
+        let readings = self.sources.iter().flat_map(|s| &s.readings);
+        readings.for_each(|r| r.queue.on_news(wake()));
+    }
+
+    /// Does what can be done now.
+    pub(crate) fn step(&mut self, accepted: Accepted, out: &mut impl Outlets) -> Next {
+        if let Some(failed) = self.failure() {
+            self.control.fail_connector(&failed.0, failed.1);
+            return self.finish(out);
+        }
+        if self.control.is_stopping() {
+            return self.finish(out);
+        }
+        self.settle(accepted);
+        self.pass_notices_on();
+        if self.epoch == 0 {
+            return self.close(out, true);
+        }
+        match self.policy {
+            EpochPolicy::Live { interval, rows } => self.live(interval.max(1), rows, out),
+            EpochPolicy::Replay { .. } => self.replay(out),
+        }
+    }
+
+    /// A few times a second, what readers want people to know.
+    fn pass_notices_on(&mut self) {
+        let now = self.control.clock.now();
+        if (0..HEARTBEAT / 4).contains(&(now - self.noticed)) {
+            return;
+        }
+        self.noticed = now;
+        for source in &self.sources {
+            for reading in &source.readings {
+                let (lag, notice) = reading.queue.report();
+                let about = format!("{} {}", source.node.table, reading.queue.split.name);
+                self.control.set_lag(&about, lag);
+                self.control.set_notice(&about, notice);
+            }
+        }
+    }
+
+    fn failure(&self) -> Option<(String, crate::connector::ConnectorError)> {
+        self.sources.iter().find_map(|s| {
+            let failed = s.readings.iter().find_map(|r| r.queue.failure())?;
+            Some((s.node.table.clone(), failed))
+        })
+    }
+
+    /// Forgets epochs that the sinks have accepted, and tells sources what is committed.
+    fn settle(&mut self, accepted: Accepted) {
+        let passed = |below: Option<Epoch>, epoch: Epoch| below.is_none_or(|b| epoch < b);
+        while self.issued.front().is_some_and(|i| passed(accepted.below, i.epoch)) {
+            self.uncommitted.extend(self.issued.pop_front());
+        }
+        let mut newest = None;
+        while self.uncommitted.front().is_some_and(|i| passed(accepted.committed_below, i.epoch)) {
+            newest = self.uncommitted.pop_front();
+        }
+        let Some(newest) = newest else { return };
+        for (source, offsets) in self.sources.iter_mut().zip(newest.offsets) {
+            if let Some(handle) = source.handle.as_mut().filter(|_| !offsets.is_empty()) {
+                handle.committed(&offsets);
+            }
+        }
+    }
+
+    fn is_ahead(&self) -> bool {
+        let bytes: usize = self.issued.iter().map(|i| i.bytes).sum();
+        self.issued.len() >= AHEAD_EPOCHS_MAX || bytes + self.bytes_here >= AHEAD_BYTES_MAX
+    }
+
+    fn finish(&mut self, out: &mut impl Outlets) -> Next {
+        for source in &mut self.sources {
+            if let Some(handle) = source.handle.as_mut() {
+                handle.stop();
+            }
+            source.readings.iter().for_each(|r| r.queue.close());
+        }
+        self.close(out, false);
+        Next::Done
+    }
+
+    /// Closes the open epoch and chooses the next.
+    fn close(&mut self, out: &mut impl Outlets, always: bool) -> Next {
+        let now = self.control.clock.now();
+        let mut splits = Vec::new();
+        let first = self.epoch == 0;
+        let readings = self.sources.iter_mut().flat_map(|s| s.readings.iter_mut());
+        readings.filter(|r| r.changed || first).for_each(|r| r.facts(&mut splits));
+        let quiet = splits.is_empty() && self.rows_here == 0;
+        if always || !quiet {
+            out.part(CutPart { worker: self.worker, recorded_time: now, splits });
+            self.last_part = now;
+        }
+        if self.rows_here > 0 {
+            let offsets =
+                |s: &SourceRuntime| s.readings.iter().filter_map(Reading::offset).collect();
+            let offsets = self.sources.iter().map(offsets).collect();
+            self.issued.push_back(Issued { epoch: self.epoch, bytes: self.bytes_here, offsets });
+        }
+        (self.rows_here, self.bytes_here, self.opened) = (0, 0, now);
+        self.epoch = match self.policy {
+            EpochPolicy::Live { interval, .. } => {
+                let grid = now.max(0) / interval.max(1) * interval.max(1);
+                let seen = self.known.borrow().seen;
+                (grid as u64).max(self.epoch + 1).max(seen + 1)
+            }
+            EpochPolicy::Replay { .. } => self.epoch + 1,
+        };
+        let over =
+            self.sources.iter().all(|s| s.readings.iter().all(|r| r.state == SplitState::Finished));
+        if over { Next::Done } else { Next::Epoch(self.epoch) }
+    }
+
+    fn emit(&mut self, place: (usize, usize), taken: Taken, out: &mut impl Outlets) {
+        for delta in taken.rows {
+            self.rows_here += delta.len();
+            self.bytes_here += delta.bytes();
+            out.rows(place.0, delta);
+        }
+        if let Some(dead) = taken.dead {
+            self.rows_here += dead.len();
+            self.bytes_here += dead.bytes();
+            out.dead(place.0, dead);
+        }
+    }
+
+    // Live ---------------------------------------------------------------------------------------
+
+    fn live(&mut self, interval: Millis, rows_max: usize, out: &mut impl Outlets) -> Next {
+        let now = self.control.clock.now();
+        let ahead = self.is_ahead();
+        let more = !ahead && self.take_live(rows_max, now, out);
+        self.note_idleness(now, ahead);
+        let changed =
+            self.rows_here > 0 || self.sources.iter().any(|s| s.readings.iter().any(|r| r.changed));
+        let seen_ahead = self.known.borrow().seen >= self.epoch;
+        let age = now.saturating_sub(self.opened);
+        let full = self.rows_here >= rows_max;
+        let heartbeat = self.worker == 0 && now.saturating_sub(self.last_part) >= HEARTBEAT;
+        // A clock that stepped back must not hold an epoch open.
+        if full || (changed && !(0..interval).contains(&age)) || seen_ahead || heartbeat {
+            return self.close(out, heartbeat);
+        }
+        let wait = if more {
+            0
+        } else if ahead {
+            1
+        } else if changed {
+            interval - age
+        } else {
+            HEARTBEAT / 20
+        };
+        Next::Wait(Duration::from_millis(wait.max(0) as u64))
+    }
+
+    /// Takes chunks in turn from all queues; says whether more is waiting.
+    fn take_live(&mut self, rows_max: usize, now: Millis, out: &mut impl Outlets) -> bool {
+        let loaded = self.known.borrow().state.tables_loaded();
+        let places: Vec<(usize, usize)> = self.places.values().copied().collect();
+        let mut more = false;
+        for turn in 0..places.len() {
+            let place = places[(self.turn + turn) % places.len()];
+            let node = &self.sources[place.0].node;
+            // Tables first, and nothing else until all workers have all of them.
+            if node.table_first == loaded {
+                continue;
+            }
+            if self.is_drifting(place) {
+                continue;
+            }
+            more |= self.take_one(place, rows_max, now, out);
+            if self.rows_here >= rows_max {
+                break;
+            }
+        }
+        self.turn = self.turn.wrapping_add(1);
+        more
+    }
+
+    fn take_one(
+        &mut self,
+        place: (usize, usize),
+        rows_max: usize,
+        now: Millis,
+        out: &mut impl Outlets,
+    ) -> bool {
+        let budget = rows_max.saturating_sub(self.rows_here).clamp(1, CHUNK_ROWS_MAX);
+        let reading = &mut self.sources[place.0].readings[place.1];
+        if reading.state == SplitState::Finished {
+            return false;
+        }
+        reading.queue.want();
+        if let Some(chunk) = reading.queue.pop(budget) {
+            let taken = reading.take(chunk, now);
+            let more = reading.queue.has_chunk();
+            self.emit(place, taken, out);
+            return more;
+        }
+        if reading.queue.is_finished() {
+            reading.state = SplitState::Finished;
+            reading.changed = true;
+        } else if reading.state == SplitState::Waiting {
+            reading.state = SplitState::Reading;
+            reading.changed = true;
+        }
+        false
+    }
+
+    /// Whether a split is too far ahead of its source's slowest one.
+    fn is_drifting(&self, place: (usize, usize)) -> bool {
+        let source = &self.sources[place.0];
+        let Some(drift) = source.node.max_drift else { return false };
+        let slowest = self.known.borrow().state.slowest(place.0);
+        let mark = source.readings[place.1].mark();
+        slowest != MARK_NONE && mark > slowest.saturating_add(drift)
+    }
+
+    /// A split that is connected, polled, not paused and at its end for the time-out becomes idle.
+    fn note_idleness(&mut self, now: Millis, ahead: bool) {
+        for source in &mut self.sources {
+            let Some(timeout) = source.node.idle_timeout else { continue };
+            for reading in &mut source.readings {
+                let (at_end, connected) = reading.queue.is_quiet();
+                let reachable = connected || source.node.idle_on_disconnect;
+                let quiet = at_end && reachable && !ahead && !reading.queue.has_chunk();
+                if !quiet || reading.state != SplitState::Reading {
+                    reading.quiet_since = None;
+                    continue;
+                }
+                let since = *reading.quiet_since.get_or_insert(now);
+                if now.saturating_sub(since) >= timeout {
+                    reading.state = SplitState::Idle;
+                    reading.changed = true;
+                }
+            }
+        }
+    }
+
+    // Replay -------------------------------------------------------------------------------------
+
+    fn replay(&mut self, out: &mut impl Outlets) -> Next {
+        if self.quotas.is_none() {
+            let mut known = self.known.borrow_mut();
+            while known.decisions.front().is_some_and(|d| d.0 < self.epoch) {
+                known.decisions.pop_front();
+            }
+            if known.decisions.front().is_none_or(|d| d.0 != self.epoch) {
+                return Next::Wait(Duration::from_millis(20));
+            }
+            let mine = |q: &Quota| self.places.contains_key(&q.split);
+            let decided = known.decisions.pop_front().map(|d| d.1).unwrap_or_default();
+            self.quotas = Some(decided.into_iter().filter(mine).collect());
+        }
+        if self.is_ahead() {
+            return Next::Wait(Duration::from_micros(300));
+        }
+        let now = self.opened;
+        let mut quotas = self.quotas.take().unwrap_or_default();
+        for quota in &mut quotas {
+            let Some(&place) = self.places.get(&quota.split) else { continue };
+            while quota.rows > 0 && self.take_quota(place, quota, now, out) {}
+        }
+        quotas.retain(|q| q.rows > 0);
+        if quotas.is_empty() {
+            return self.close(out, true);
+        }
+        self.quotas = Some(quotas);
+        // A queue that gets its first chunk wakes the worker; this is for safety only.
+        Next::Wait(Duration::from_millis(50))
+    }
+
+    /// Takes a chunk against a quota. False: none is there yet, or the split has ended.
+    fn take_quota(
+        &mut self,
+        place: (usize, usize),
+        quota: &mut Quota,
+        now: Millis,
+        out: &mut impl Outlets,
+    ) -> bool {
+        let reading = &mut self.sources[place.0].readings[place.1];
+        if reading.state == SplitState::Finished {
+            quota.rows = 0;
+            return false;
+        }
+        reading.queue.want();
+        // Asked before the pop, so that a last chunk cannot slip in between.
+        let finished = reading.queue.is_finished();
+        match reading.queue.pop(quota.rows) {
+            Some(chunk) => {
+                quota.rows -= chunk.len();
+                let taken = reading.take(chunk, now);
+                self.emit(place, taken, out);
+                true
+            }
+            None => {
+                if finished {
+                    reading.state = SplitState::Finished;
+                    reading.changed = true;
+                    quota.rows = 0;
+                }
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+//! The adapter between the dataflow and a sink's shards.
+//!
+//! # Order
+//! Rows of an epoch go to a shard in an order that depends on the cuts alone: chunks that come straight
+//! from splits by (split, offset), then rows that operators made by event time and by whole row.
+//!
+//! # Progress
+//! Two streams without rows say how far the sink is: the frontier of the first passes e once e is
+//! accepted by all shards of all workers, that of the second once it is committed.
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::row::{RowConverter, SortField};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::{DistributorPact, Pipeline};
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+
+use super::adapter::least;
+use super::exchange::{Deal, Dealer, Shards};
+use super::lifted::{FactsStream, RowsStream};
+use super::shard::{EpochRows, Shard};
+use crate::digest::digest;
+use crate::graph::SinkNode;
+use crate::job::{JobControl, SinkCounters};
+use crate::keys::encode_value;
+use crate::rows::{Delta, Origin};
+use crate::time::{Epoch, MARK_NONE, Millis};
+
+/// Accepted and committed.
+pub(crate) type SinkProgress<'scope> = (StreamVec<'scope, Epoch, ()>, StreamVec<'scope, Epoch, ()>);
+
+#[derive(Default)]
+struct Pending {
+    rows: Vec<Delta>,
+    recorded_time: Option<Millis>,
+}
+
+struct SinkState {
+    ordered: bool,
+    shards: BTreeMap<u32, Shard>,
+    divider: Shards,
+    pending: BTreeMap<Epoch, Pending>,
+    control: Arc<JobControl>,
+    counters: Arc<SinkCounters>,
+    recorded_time: Millis,
+    finished: bool,
+}
+
+/// Builds the adapter. `ordered` says that chunks still are whole pieces of their splits.
+pub(crate) fn attach<'scope>(
+    node: SinkNode,
+    rows: RowsStream<'scope>,
+    facts: FactsStream<'scope>,
+    ordered: bool,
+    place: usize,
+    control: &Arc<JobControl>,
+) -> SinkProgress<'scope> {
+    let scope = rows.scope();
+    let (index, peers) = (scope.index(), scope.peers());
+    let mut builder = OperatorBuilder::new(format!("Sink {}", node.table), scope);
+    let (count, sharding) = (node.sink.shards().max(1), node.sharding.clone());
+    let dealt = sharding.clone();
+    let deal = move |_: usize| Deal::by(Dealer::Shards(Shards::of(count, &dealt)));
+    let mut input = builder.new_input(rows, DistributorPact(deal));
+    let mut facts_in = builder.new_input(facts, Pipeline);
+    let (_accepted_out, accepted) = builder.new_output::<Vec<()>>();
+    let (_committed_out, committed) = builder.new_output::<Vec<()>>();
+    let counters = control.sink(place, &node.table);
+    let address = builder.operator_info().address.to_vec();
+    let wake = || -> Box<dyn Fn() + Send> {
+        let activator = scope.worker().sync_activator_for(address.clone());
+        Box::new(move || {
+            // The worker may be gone; then nobody needs to know.
+            let _ = activator.activate();
+        })
+    };
+    let mine = (0..count).filter(|shard| *shard as usize % peers == index);
+    let start = |shard| {
+        let report = counters.report.clone();
+        let (sink, table) = (node.sink.clone(), node.table.clone());
+        (shard, Shard::start(sink, table, shard, report, control.clone(), wake()))
+    };
+    let shards = mine.map(start).collect();
+    let mut state = SinkState {
+        divider: Shards::of(count, &sharding),
+        ordered,
+        shards,
+        pending: BTreeMap::new(),
+        control: control.clone(),
+        counters,
+        recorded_time: MARK_NONE,
+        finished: false,
+    };
+    builder.build(move |capabilities| {
+        let mut held = Some(capabilities);
+        move |frontiers| {
+            input.for_each(|capability, carrier| {
+                let pending = state.pending.entry(*capability.time()).or_default();
+                pending.rows.extend(carrier.take());
+            });
+            facts_in.for_each(|capability, facts| {
+                let pending = state.pending.entry(*capability.time()).or_default();
+                pending.recorded_time = facts.last().map(|f| f.recorded_time);
+            });
+            let frontier = least(frontiers);
+            let waiting = state.accept(frontier);
+            let done = state.settle(frontier, waiting, held.as_mut());
+            if done {
+                held = None;
+            }
+        }
+    });
+    (accepted, committed)
+}
+
+impl SinkState {
+    /// Hands complete epochs to the shards while these have room; gives the first that has to wait.
+    fn accept(&mut self, frontier: Epoch) -> Option<Epoch> {
+        if self.control.failure().is_some() {
+            self.pending.clear();
+        }
+        while let Some(entry) = self.pending.first_entry() {
+            let epoch = *entry.key();
+            if epoch >= frontier {
+                return None;
+            }
+            if self.shards.values().any(|s| !s.queue.has_room()) {
+                return Some(epoch);
+            }
+            let pending = entry.remove();
+            self.recorded_time = pending.recorded_time.unwrap_or(self.recorded_time);
+            self.deliver(epoch, pending.rows);
+        }
+        None
+    }
+
+    fn deliver(&mut self, epoch: Epoch, deltas: Vec<Delta>) {
+        let mut by_shard: BTreeMap<u32, Vec<Delta>> = BTreeMap::new();
+        for delta in deltas {
+            for (shard, part) in self.divider.divide(delta) {
+                by_shard.entry(shard).or_default().push(part);
+            }
+        }
+        for (number, shard) in &self.shards {
+            let deltas = by_shard.remove(number).unwrap_or_default();
+            let rows = in_order(deltas, self.ordered);
+            let count: usize = rows.iter().map(Delta::len).sum();
+            self.counters.accepted.fetch_add(count as u64, Ordering::Relaxed);
+            if self.control.digests {
+                let mut sum = self.counters.digest.lock().unwrap_or_else(|e| e.into_inner());
+                *sum = rows.iter().fold(*sum, |s, d| s.wrapping_add(digest(d)));
+            }
+            let bytes = rows.iter().map(Delta::bytes).sum();
+            let plain = |d: Delta| (crate::rows::unpack(&d.rows), d.diffs);
+            let rows = rows.into_iter().map(plain).collect();
+            let recorded_time = self.recorded_time;
+            shard.queue.push(EpochRows { epoch, recorded_time, rows, bytes });
+        }
+        debug_assert!(by_shard.is_empty(), "rows of a shard that this worker does not write");
+    }
+
+    /// Moves the two capabilities to where the sink is; true once everything is committed.
+    fn settle(
+        &mut self,
+        frontier: Epoch,
+        waiting: Option<Epoch>,
+        held: Option<&mut Vec<Capability<Epoch>>>,
+    ) -> bool {
+        let Some(held) = held else { return true };
+        let accepted = waiting.unwrap_or(frontier);
+        let failed = self.control.failure().is_some();
+        if accepted == Epoch::MAX && !self.finished {
+            self.finished = true;
+            self.shards.values().for_each(|s| s.queue.finish());
+        }
+        let progress: Vec<_> = self.shards.values().map(|s| s.queue.progress()).collect();
+        let done = self.finished && progress.iter().all(|p| p.1);
+        if done || failed {
+            // Dropping the shards waits for their threads.
+            self.shards.clear();
+            return true;
+        }
+        // Up to what was handed over, an epoch in which this worker had nothing is committed.
+        let least_committed = progress.iter().map(|p| p.0.map_or(0, |e| e + 1)).min();
+        let committed = least_committed.unwrap_or(accepted).min(accepted);
+        for (capability, to) in held.iter_mut().zip([accepted, committed]) {
+            if to != Epoch::MAX && *capability.time() < to {
+                capability.downgrade(&to);
+            }
+        }
+        false
+    }
+}
+
+/// Chunks in the order in which a shard gets them.
+fn in_order(deltas: Vec<Delta>, ordered: bool) -> Vec<Delta> {
+    let straight = |d: &Delta| ordered && matches!(d.origin, Origin::Split { .. });
+    let (mut first, made): (Vec<_>, Vec<_>) = deltas.into_iter().partition(straight);
+    first.sort_by_key(|d| d.origin);
+    let mut by_time: BTreeMap<Origin, Vec<Delta>> = BTreeMap::new();
+    for delta in made {
+        let time = match delta.origin {
+            Origin::FiredAt(_) => delta.origin,
+            _ => Origin::Fired,
+        };
+        by_time.entry(time).or_default().push(delta);
+    }
+    for deltas in by_time.into_values() {
+        match Delta::concat(&plain(deltas)) {
+            Ok(Some(delta)) => first.push(sorted(&delta)),
+            Ok(None) => {}
+            Err(error) => unreachable!("chunks of one edge do not concatenate: {error}"),
+        }
+    }
+    first.retain(|d| !d.is_empty());
+    first
+}
+
+/// Chunks of one schema: strings that travel as dictionaries become plain where chunks differ.
+fn plain(deltas: Vec<Delta>) -> Vec<Delta> {
+    let same = deltas.windows(2).all(|w| w[0].rows.schema() == w[1].rows.schema());
+    let dictionary = |d: &Delta| {
+        d.rows
+            .columns()
+            .iter()
+            .any(|c| matches!(c.data_type(), arrow::datatypes::DataType::Dictionary(_, _)))
+    };
+    if same && !deltas.iter().any(dictionary) {
+        return deltas;
+    }
+    deltas.into_iter().map(|d| d.with_rows(crate::rows::unpack(&d.rows))).collect()
+}
+
+/// All rows ordered by the whole row; equal rows cannot be told apart.
+fn sorted(delta: &Delta) -> Delta {
+    let order = order_of(&delta.rows);
+    match delta.take(&UInt32Array::from(order)) {
+        Ok(delta) => delta,
+        Err(error) => unreachable!("rows cannot be taken from a chunk: {error}"),
+    }
+}
+
+fn order_of(rows: &RecordBatch) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
+    let fields = rows.columns().iter().map(|c| SortField::new(c.data_type().clone())).collect();
+    let converted =
+        RowConverter::new(fields).and_then(|converter| converter.convert_columns(rows.columns()));
+    match converted {
+        Ok(keys) => order.sort_by(|a, b| keys.row(*a as usize).cmp(&keys.row(*b as usize))),
+        // Types that arrow has no order for have one by their key encoding.
+        Err(_) => {
+            let key = |row: usize| {
+                let mut key = Vec::new();
+                rows.columns().iter().for_each(|c| encode_value(c.as_ref(), row, &mut key));
+                key
+            };
+            order.sort_by_cached_key(|row| key(*row as usize));
+        }
+    }
+    order
+}

@@ -1,0 +1,259 @@
+//! What a running job shares between its workers and with whoever watches it: counters, the first
+//! cause of a failure, the wish to stop, and the state of its watermarks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::clock::ClockRef;
+use crate::connector::ConnectorError;
+use crate::cut::SplitFacts;
+use crate::operator::{Counts, OperatorError};
+use crate::sink::SinkReport;
+use crate::time::Millis;
+
+/// Why a job failed: the first cause, not what followed from it.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The world outside, at this table.
+    Connector {
+        /// Table name.
+        table: String,
+        /// What happened.
+        error: ConnectorError,
+    },
+    /// An operator.
+    Operator {
+        /// The operator's name.
+        operator: String,
+        /// What happened.
+        message: String,
+    },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Connector { table, error } => {
+                write!(f, "table `{table}`: {error}")?;
+                match &error.hint {
+                    Some(hint) => write!(f, "\n  hint: {hint}"),
+                    None => Ok(()),
+                }
+            }
+            Failure::Operator { operator, message } => {
+                write!(f, "operator {operator}: {message}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Counters of a source.
+#[derive(Debug, Default)]
+pub struct SourceCounters {
+    /// Good rows taken.
+    pub rows: AtomicU64,
+    /// Rows that could not be read.
+    pub bad: AtomicU64,
+    /// Rows stamped too far in the future.
+    pub future: AtomicU64,
+    /// Bytes of good rows, decoded.
+    pub bytes: AtomicU64,
+}
+
+/// Counters of an operator.
+#[derive(Debug, Default)]
+pub struct OperatorCounters {
+    /// Rows that reached it, per worker.
+    pub rows_by_worker: Mutex<BTreeMap<usize, u64>>,
+    /// Rows that it made.
+    pub rows_out: AtomicU64,
+    /// Windows or sessions fired.
+    pub fired: AtomicU64,
+    /// Late rows, stragglers.
+    pub late_straggler: AtomicU64,
+    /// Late rows, after idleness.
+    pub late_idle: AtomicU64,
+    /// Rows older than the versions that are kept.
+    pub versions_gone: AtomicU64,
+    /// Rows that an expression failed for.
+    pub failed: AtomicU64,
+}
+
+impl OperatorCounters {
+    pub(crate) fn add(&self, counts: Counts) {
+        let add = |to: &AtomicU64, n: u64| to.fetch_add(n, Ordering::Relaxed);
+        add(&self.fired, counts.fired);
+        add(&self.late_straggler, counts.late_straggler);
+        add(&self.late_idle, counts.late_idle);
+        add(&self.versions_gone, counts.versions_gone);
+    }
+}
+
+/// Counters and reports of a sink.
+#[derive(Debug, Default)]
+pub struct SinkCounters {
+    /// What its writers report.
+    pub report: Arc<SinkReport>,
+    /// Rows accepted.
+    pub accepted: AtomicU64,
+    /// Σ hash(row) · diff mod 2¹²⁸, if asked for.
+    pub digest: Mutex<u128>,
+}
+
+/// A split as SHOW WATERMARKS shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitView {
+    /// Table name.
+    pub table: String,
+    /// The split's name.
+    pub split: String,
+    /// Watermark of the whole source.
+    pub watermark: Millis,
+    /// The split's facts.
+    pub facts: SplitFacts,
+}
+
+type Registry<T> = Mutex<BTreeMap<(usize, String), Arc<T>>>;
+
+/// A job's shared side. One a process.
+pub struct JobControl {
+    /// The clock.
+    pub clock: ClockRef,
+    /// Whether sinks compute digests.
+    pub digests: bool,
+    stopping: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+    sources: Registry<SourceCounters>,
+    operators: Registry<OperatorCounters>,
+    sinks: Registry<SinkCounters>,
+    splits: Mutex<Vec<SplitView>>,
+    notices: Mutex<BTreeMap<String, String>>,
+    lags: Mutex<BTreeMap<String, u64>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn entry<T: Default>(registry: &Registry<T>, place: usize, name: &str) -> Arc<T> {
+    lock(registry).entry((place, name.to_owned())).or_default().clone()
+}
+
+fn list<T>(registry: &Registry<T>) -> Vec<(String, Arc<T>)> {
+    lock(registry).iter().map(|((_, name), value)| (name.clone(), value.clone())).collect()
+}
+
+impl JobControl {
+    /// A job that has not started.
+    pub fn new(clock: ClockRef, digests: bool) -> Arc<JobControl> {
+        Arc::new(JobControl {
+            clock,
+            digests,
+            stopping: AtomicBool::new(false),
+            failure: Mutex::default(),
+            sources: Mutex::default(),
+            operators: Mutex::default(),
+            sinks: Mutex::default(),
+            splits: Mutex::default(),
+            notices: Mutex::default(),
+            lags: Mutex::default(),
+        })
+    }
+
+    /// Asks the sources to stop; what has fired is committed, what has not does not fire.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the job is to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Ends the job. The first cause is kept.
+    pub fn fail(&self, failure: Failure) {
+        lock(&self.failure).get_or_insert(failure);
+    }
+
+    pub(crate) fn fail_operator(&self, operator: &str, error: &OperatorError) {
+        let failure =
+            Failure::Operator { operator: operator.to_owned(), message: error.to_string() };
+        self.fail(failure);
+    }
+
+    pub(crate) fn fail_connector(&self, table: &str, error: ConnectorError) {
+        self.fail(Failure::Connector { table: table.to_owned(), error });
+    }
+
+    /// The first cause, if the job has failed.
+    pub fn failure(&self) -> Option<Failure> {
+        lock(&self.failure).clone()
+    }
+
+    /// Counters of all sources by table.
+    pub fn sources(&self) -> Vec<(String, Arc<SourceCounters>)> {
+        list(&self.sources)
+    }
+
+    /// Counters of all operators by name, in the order of the plan.
+    pub fn operators(&self) -> Vec<(String, Arc<OperatorCounters>)> {
+        list(&self.operators)
+    }
+
+    /// Counters of all sinks by table.
+    pub fn sinks(&self) -> Vec<(String, Arc<SinkCounters>)> {
+        list(&self.sinks)
+    }
+
+    /// Splits and watermarks as of the last complete epoch.
+    pub fn splits(&self) -> Vec<SplitView> {
+        lock(&self.splits).clone()
+    }
+
+    /// What a person should know now, by table or split.
+    pub fn notices(&self) -> Vec<(String, String)> {
+        lock(&self.notices).clone().into_iter().collect()
+    }
+
+    pub(crate) fn source(&self, place: usize, table: &str) -> Arc<SourceCounters> {
+        entry(&self.sources, place, table)
+    }
+
+    pub(crate) fn operator(&self, place: usize, name: &str) -> Arc<OperatorCounters> {
+        entry(&self.operators, place, name)
+    }
+
+    pub(crate) fn sink(&self, place: usize, table: &str) -> Arc<SinkCounters> {
+        entry(&self.sinks, place, table)
+    }
+
+    pub(crate) fn set_splits(&self, splits: Vec<SplitView>) {
+        *lock(&self.splits) = splits;
+    }
+
+    /// Rows that each split holds beyond what was read, by table and split.
+    pub fn lags(&self) -> BTreeMap<String, u64> {
+        lock(&self.lags).clone()
+    }
+
+    pub(crate) fn set_lag(&self, about: &str, rows: u64) {
+        let mut lags = lock(&self.lags);
+        if let Some(lag) = lags.get_mut(about) {
+            *lag = rows;
+        } else {
+            lags.insert(about.to_owned(), rows);
+        }
+    }
+
+    pub(crate) fn set_notice(&self, about: &str, notice: Option<String>) {
+        let mut notices = lock(&self.notices);
+        match notice {
+            Some(text) => notices.insert(about.to_owned(), text),
+            None => notices.remove(about),
+        };
+    }
+}
