@@ -12,8 +12,9 @@ def main(bench: str, work: str, folder: str):
     sys.dont_write_bytecode = True
     sys.path.insert(0, bench)
     from duckdb_ref import CHECKS
-    rows, check = duckdb.sql(
-        f"select count(*), {CHECKS[work[:2]]} from read_parquet('{folder}/**/*.parquet')").fetchone()
+    result = f"read_parquet('{folder}/**/*.parquet')"
+    query = f"select count(*), {CHECKS[work[:2]]} from {result}"
+    [(rows, check)] = duckdb.connect().execute(query).fetchall()
     print(f"out={rows} chk={check}")
 
 

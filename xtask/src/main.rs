@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything that is done to Weir's source besides compiling it.
 //!
-//! Each command is a module of the same name. What a check needs beyond Rust it installs or names in
-//! one line; what it starts it stops.
+//! Each command is a module of the same name. What a check needs beyond Rust it installs or names
+//! in one line; what it starts it stops.
 #![allow(clippy::print_stdout, reason = "a command line speaks on standard output")]
 
 use std::process::ExitCode;
@@ -34,7 +34,8 @@ cargo xtask COMMAND
   truth                 results against computed answers
       --path files|columns|kafka-postgres|mqtt-s3     or --set ci|full
       --seed S --meters N --minutes M --warmup M --edges --faults X --late-max S
-      --jobs tumble5m,region1m,hop,theft,sessions --weir-args '-w 2' --weir PATH --keep DIR
+      --jobs tumble5m,region1m,hop,theft,sessions --weir-args '-w 2'
+      --weir PATH --keep DIR --report FILE
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
       --runs N --workers N --weir PATH --data DIR";
 

@@ -1,8 +1,8 @@
 //! Cases that come from outside, beside the repository: conformance and errors, under a ratchet.
 //!
 //! # The ratchet
-//! `xtask/ratchet/*.txt` lists the cases that must pass; `--bless` adds those that do so now, and never
-//! takes one out. A case that is not listed must fail in the right way:
+//! `xtask/ratchet/*.txt` lists the cases that must pass; `--bless` adds those that do so now, and
+//! never takes one out. A case that is not listed must fail in the right way:
 //! - conformance: it is refused at submission (error at a place in the script, nothing written).
 //!   Wrong rows, a crash or a hang are failures, listed or not.
 //! - errors: it is refused, without a crash and in time; only the words may still be wrong.
@@ -126,8 +126,8 @@ pub(crate) fn conformance(weir: &Path, filter: &str, bless: bool) -> Result<Tall
     Ok(tally)
 }
 
-/// Lets check.py unpack the data sets that cases share, one by one: two cases that unpack the same set
-/// at once would take each other's draft away.
+/// Lets check.py unpack the data sets that cases share, one by one: two cases that unpack the same
+/// set at once would take each other's draft away.
 fn unpack(filter: &str, out: &Path) -> Result<()> {
     let sets = fs::read_dir(places::shared_or_fail()?.join("conformance/_data"))?;
     let unpacked = std::env::temp_dir().join("conformance_shared");

@@ -3,7 +3,7 @@
 //! # Invariant
 //! A child that [`run`], [`capture`] or [`measure`] started has ended when they return, also after
 //! SIGINT or SIGTERM. Being in a group of its own, it doesn't hear the terminal's Ctrl-C; this
-//! process does, and passes it on to the whole group (a test binary is a grandchild: cargo's child).
+//! process does, and passes it on to the whole group (a test binary is our grandchild).
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};

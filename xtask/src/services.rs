@@ -1,4 +1,5 @@
-//! Real servers for tests, benches and demos: Kafka, Mosquitto, PostgreSQL, an S3 gateway, toxiproxy.
+//! Real servers for tests, benches and demos: Kafka, Mosquitto, PostgreSQL, an S3 gateway,
+//! toxiproxy.
 //!
 //! # Promise
 //! Each server listens on loopback only, on ports that were free, and keeps its data in a temporary
@@ -6,7 +7,7 @@
 //! this process be killed, the kernel tells the servers (`--pdeathsig`).
 //!
 //! # How a test finds them
-//! By the environment variables of [`Services::env`]: `WEIR_TEST_KAFKA`, `WEIR_TEST_MQTT` and so on.
+//! By the environment variables of [`Services::env`]: `WEIR_TEST_KAFKA` and the like.
 //! A test that needs a server fails where its variable is missing; it is never skipped.
 
 use std::fs;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process;
+use crate::{places, process};
 
 mod certificates;
 mod install;
@@ -143,7 +144,8 @@ impl Services {
 
     /// The variables that tell a test where the servers are.
     pub(crate) fn env(&self) -> Vec<(String, String)> {
-        self.servers.iter().flat_map(|server| server.env.clone()).collect()
+        let python = pair("WEIR_PYTHON", places::python().display());
+        self.servers.iter().flat_map(|server| server.env.clone()).chain([python]).collect()
     }
 
     /// One variable of [`Services::env`].

@@ -53,7 +53,7 @@ fn binary() -> Result<std::path::PathBuf> {
 /// `cargo test --workspace`, with its output passed through and its results counted.
 fn workspace(services: &Services) -> Result<Tally> {
     let mut cargo = cargo_test(places::root());
-    cargo.envs(services.env()).env("WEIR_PYTHON", places::python());
+    cargo.envs(services.env());
     let mut child = process::spawn(cargo.stdout(Stdio::piped()))?;
     let stdout = child.stdout.take().context("no output")?;
     let lines = std::thread::spawn(move || {

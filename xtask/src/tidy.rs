@@ -1,7 +1,7 @@
 //! `cargo xtask tidy`: proves the arrows of the floor plan and the manners of the house.
 //!
-//! The rules are text searches over blanked source (`tidy/lexer.rs`) and over `cargo metadata`; each
-//! has a test that feeds it bad text. `// tidy: allow <rule>: reason` justifies an exception.
+//! The rules are text searches over blanked source (`tidy/lexer.rs`) and over `cargo metadata`;
+//! each has a test that feeds it bad text. `// tidy: allow <rule>: reason` justifies an exception.
 
 use std::fs;
 use std::process::Command;

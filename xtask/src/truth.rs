@@ -1,10 +1,12 @@
 //! `cargo xtask truth`: Weir's results against answers that another program computed.
 //!
-//! Meter readings are generated with ../shared/truth, go through Weir on one of four routes, and are
-//! compared row by row. The SQL is in `scenarios/truth`, one script a job, with the source and the
-//! sinks of a route filled in (`truth/script.rs`).
+//! Meter readings are generated with ../shared/truth, go through Weir on one of four routes, and
+//! are compared row by row. The SQL is in `scenarios/truth`, one script a job, with the source and
+//! the sinks of a route filled in (`truth/script.rs`).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +18,7 @@ use crate::outside::Tally;
 use crate::services::{Kind, Services, install};
 use crate::{places, process};
 
+mod bytes;
 mod data;
 mod judge;
 mod run;
@@ -128,6 +131,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     let weir = args.option::<PathBuf>("--weir")?;
     let jobs = args.option::<String>("--jobs")?;
     let keep = args.option::<PathBuf>("--keep")?;
+    let report = args.option::<PathBuf>("--report")?;
     let passes = match args.option::<String>("--set")?.as_deref() {
         Some("ci") => ci_passes(seed),
         Some("full") => full_passes(seed),
@@ -149,13 +153,18 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         }
     }
     let services = if kinds.is_empty() { None } else { Some(Services::start(&kinds)?) };
-    run_passes(&passes, &jobs, &places::weir(weir)?, services.as_ref(), keep)?.verdict()
+    let weir = places::weir(weir)?;
+    let done = run_passes(&passes, &jobs, &weir, services.as_ref(), keep)?;
+    if let Some(path) = report {
+        fs::write(path, done.report)?;
+    }
+    done.tally.verdict()
 }
 
 /// The passes of CI, one factor at a time, on servers that run already.
 pub(crate) fn ci(weir: &Path, services: &Services) -> Result<Tally> {
     let jobs: Vec<&Job> = JOBS.iter().collect();
-    run_passes(&ci_passes(fresh_seed()), &jobs, weir, Some(services), None)
+    Ok(run_passes(&ci_passes(fresh_seed()), &jobs, weir, Some(services), None)?.tally)
 }
 
 fn ci_passes(seed: u64) -> Vec<Pass> {
@@ -190,20 +199,29 @@ fn fresh_seed() -> u64 {
         .map_or(1, |since| since.as_millis() as u64 % 1_000_000_000)
 }
 
+/// What came of all passes.
+struct Done {
+    tally: Tally,
+    /// A table in Markdown, for the docs.
+    report: String,
+}
+
 fn run_passes(
     passes: &[Pass],
     jobs: &[&Job],
     weir: &Path,
     services: Option<&Services>,
     keep: Option<PathBuf>,
-) -> Result<Tally> {
+) -> Result<Done> {
     let temporary = tempfile::Builder::new().prefix("weir-truth-").tempdir()?;
     let out = match &keep {
         Some(folder) => std::path::absolute(folder)?,
         None => temporary.path().to_owned(),
     };
-    let mut tally = Tally::default();
+    let report = "| run | kind | result |\n|---|---|---|\n".to_owned();
+    let mut done = Done { tally: Tally::default(), report };
     let mut generated: BTreeMap<&Asked, Data> = BTreeMap::new();
+    let mut files = bytes::Ledger::default();
     for (number, pass) in passes.iter().enumerate() {
         println!("truth {}", pass.describe());
         if !generated.contains_key(&pass.asked) {
@@ -221,33 +239,38 @@ fn run_passes(
         };
         run::prepare(&setting)?;
         for job in jobs {
-            run_job(&setting, job, pass, &mut tally)?;
+            if run_job(&setting, job, pass, &mut done)? && !pass.route.is_live() {
+                let result = setting.out.join(job.script).join("result");
+                let key = format!("{:?} {} {}", pass.asked, pass.route.name(), job.script);
+                files.compare(key, &pass.describe(), &result, &mut done.tally)?;
+            }
         }
     }
-    Ok(tally)
+    Ok(done)
 }
 
-fn run_job(setting: &run::Setting, job: &Job, pass: &Pass, tally: &mut Tally) -> Result<()> {
+/// Runs and judges a job; whether it ran to its end.
+fn run_job(setting: &run::Setting, job: &Job, pass: &Pass, done: &mut Done) -> Result<bool> {
     let began = Instant::now();
     let verdicts = match run::run(setting, job) {
         Ok(verdicts) => verdicts,
         Err(error) => {
             process::check_interrupted()?;
-            tally.fail(format!("truth {} {}: {error:#}", pass.describe(), job.script));
-            return Ok(());
+            done.tally.fail(format!("truth {} {}: {error:#}", pass.describe(), job.script));
+            return Ok(false);
         }
     };
     let seconds = began.elapsed().as_secs_f64();
-    for verdict in verdicts {
-        let last = verdict.text.lines().last().unwrap_or_default();
-        let word = if verdict.equal { "equal" } else { "WRONG" };
-        println!("  {:15} {word}  {last}  ({seconds:.1} s)", verdict.kind);
-        match verdict.equal {
-            true => tally.pass(),
-            false => {
-                tally.fail(format!("truth {} {}\n{}", pass.describe(), verdict.kind, verdict.text))
-            }
+    for judge::Verdict { kind, equal, text } in verdicts {
+        let last = text.lines().last().unwrap_or_default();
+        let word = if equal { "equal" } else { "WRONG" };
+        println!("  {kind:15} {word}  {last}  ({seconds:.1} s)");
+        writeln!(done.report, "| {} | {kind} | {word}: {last} |", pass.describe().trim_end())?;
+        if equal {
+            done.tally.pass();
+        } else {
+            done.tally.fail(format!("truth {} {kind}\n{text}", pass.describe()));
         }
     }
-    Ok(())
+    Ok(true)
 }

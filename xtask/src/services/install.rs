@@ -18,7 +18,13 @@ const KAFKA: &str = "4.3.0";
 const KAFKA_LOGGING: &str = "2.24.3";
 const VERSITYGW: &str = "v1.8.0";
 const TOXIPROXY: &str = "v2.5.0";
-const PYTHON_PACKAGES: [&str; 5] = ["duckdb", "numpy", "pyarrow", "confluent-kafka", "paho-mqtt"];
+const PYTHON_PACKAGES: [&str; 5] = [
+    "duckdb==2.0.0",
+    "numpy==2.4.6",
+    "pyarrow==26.0.1",
+    "confluent-kafka==2.16.1",
+    "paho-mqtt==2.2.0",
+];
 
 /// A program, and the Debian package that brings it.
 type Needed = (&'static str, &'static str);
@@ -121,6 +127,9 @@ fn apt(packages: &[&str]) -> Result<()> {
     }
     let apt_get = |words: &[&str]| {
         let mut command = Command::new(if root { "env" } else { "sudo" });
+        if !root {
+            command.arg("env");
+        }
         // Run level 1 keeps packages from starting the daemons that they bring.
         command.args(["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get"]);
         process::quietly(command.args(words))

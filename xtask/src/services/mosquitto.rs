@@ -2,7 +2,8 @@
 //!
 //! # Settings that matter
 //! - `max_queued_messages 0`: the default of 1000 drops QoS 1 and 2 beyond it in silence.
-//! - `max_inflight_messages`: the default of 20 caps a subscriber whose acknowledgement waits for a disk.
+//! - `max_inflight_messages`: the default of 20 caps a subscriber whose acknowledgement waits for a
+//!   disk.
 //! - Persistence by the clock, not on every change: that would rewrite the whole store, queue and
 //!   all, at each message. A broker that is killed may so forget its last second; tests kill Weir.
 

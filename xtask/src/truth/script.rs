@@ -1,8 +1,8 @@
 //! SQL scripts with places to fill in.
 //!
-//! `${NAME}` is a variable, `${INCLUDE name}` another script of the folder (`name.<route>.sql` before
-//! `name.sql`), and `${SINK table}` the options of the table that a result goes to. Anything else in
-//! braces is an error.
+//! `${NAME}` is a variable, `${INCLUDE name}` another script of the folder (`name.<route>.sql`
+//! before `name.sql`), and `${SINK table}` the options of the table that a result goes to. Anything
+//! else in braces is an error.
 
 use std::collections::BTreeMap;
 use std::fs;
