@@ -7,8 +7,12 @@ use serde::Deserialize;
 
 use super::Finding;
 
+/// No floor but a list of third-party features, without code: anyone may stand on it.
+const FEATURES: &str = "weir-features";
+
 /// Which of our crates a crate may name in `[dependencies]`.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
+    (FEATURES, &[]),
     ("weir-engine", &[]),
     ("weir-connect", &["weir-engine"]),
     ("weir-operators", &["weir-engine"]),
@@ -99,7 +103,8 @@ fn arrows(package: &Package) -> Vec<Finding> {
     };
     let ours = |name: &str| ARROWS.iter().any(|(crate_name, _)| *crate_name == name);
     let named = package.dependencies.iter().filter(|d| d.kind.as_deref() != Some("dev"));
-    let bad = named.filter(|d| ours(&d.name) && !allowed.contains(&d.name.as_str()));
+    let may = |name: &str| name == FEATURES || allowed.contains(&name);
+    let bad = named.filter(|d| ours(&d.name) && !may(&d.name));
     bad.map(|d| finding(package, "arrows", format!("must not name `{}`", d.name))).collect()
 }
 
@@ -194,6 +199,8 @@ mod tests {
         assert_eq!(ours("weir-engine", &[("weir-operators", None)]), 1);
         assert_eq!(ours("weir-engine", &[("weir-operators", Some("build"))]), 1);
         assert_eq!(ours("weir-engine", &[("weir-operators", Some("dev"))]), 0);
+        assert_eq!(ours("weir-engine", &[("weir-features", None)]), 0);
+        assert_eq!(ours("weir-features", &[("weir-engine", None)]), 1);
         assert_eq!(ours("weir-attic", &[]), 1);
     }
 

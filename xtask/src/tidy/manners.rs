@@ -50,7 +50,7 @@ impl<'a> File<'a> {
 
 /// All that is wrong with a file, without what it justifies.
 pub(super) fn check(file: &File) -> Vec<Finding> {
-    let rules = [names, first_line, lengths, functions, unwraps, clocks, purity];
+    let rules = [names, first_line, lengths, functions, unwraps, clocks, purity, emptiness];
     let found = rules.iter().flat_map(|rule| rule(file));
     found.filter(|finding| !allowed(&file.source.lines, finding)).collect()
 }
@@ -187,6 +187,13 @@ fn purity(file: &File) -> Vec<Finding> {
         .collect()
 }
 
+/// The crate that holds features together is a list, not a floor of the house.
+fn emptiness(file: &File) -> Vec<Finding> {
+    let code = file.source.code.iter().position(|line| !line.trim().is_empty());
+    let found = code.filter(|_| file.path.starts_with("features/"));
+    found.into_iter().map(|n| file.finding("arrows", n, "this crate holds no code")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +274,12 @@ mod tests {
             assert!(broken("connect/src/b.rs", &text).is_empty());
         }
         assert!(broken("queries/src/b.rs", "//! A file.\nuse std::{fmt, io};\n").is_empty());
+    }
+
+    #[test]
+    fn the_list_of_features_is_no_floor() {
+        assert_eq!(broken("features/src/lib.rs", "//! A file.\n\npub fn f() {}\n"), ["arrows"]);
+        assert!(broken("features/src/lib.rs", "//! A file.\n").is_empty());
     }
 
     #[test]
