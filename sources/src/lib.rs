@@ -1,1 +1,4 @@
-//! placeholder
+//! Sources: each connector that brings rows in, in a folder of its own, and the ingest journal that
+//! makes an offset log of those that cannot be read again.
+
+pub mod journal;
