@@ -5,3 +5,5 @@
 
 pub mod json;
 pub mod options;
+pub mod retry;
+pub mod tls;
