@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, Life, POLL, STOP_MAX, Services, install, run_folder};
+use super::{Kind, Life, POLL, STOP_MAX, Services, install, pair, run_folder};
 use crate::args::Args;
 use crate::{places, process};
 
@@ -119,8 +119,10 @@ fn load() -> Result<Vec<Running>> {
 
 fn save(running: &[Running]) -> Result<()> {
     fs::write(list_file(), serde_json::to_string_pretty(running)?)?;
-    let lines = running.iter().flat_map(|server| &server.env);
-    let text: String = lines.map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+    let mut pairs: Vec<_> = running.iter().flat_map(|server| server.env.clone()).collect();
+    pairs.push(pair("WEIR_PYTHON", places::python().display()));
+    let text: String =
+        pairs.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
     Ok(fs::write(env_file(), text)?)
 }
 

@@ -27,24 +27,21 @@ pub(super) struct Verdict {
 }
 
 /// Compares every kind of a job; `work` is for what must be written on the way.
-pub(super) fn judge(
-    data: &Data,
-    job: &Job,
+pub(super) fn judge<'a>(
+    data: &'a Data,
+    job: &'a Job,
     route: Route,
-    results: &Results,
-    work: &Path,
-) -> Result<Vec<Verdict>> {
-    fs::create_dir_all(work)?;
-    let kinds = job.kinds.iter().copied().filter(|kind| *kind != "bad" || route.has_bad_rows());
-    kinds
-        .map(|kind| {
-            process::check_interrupted()?;
-            // What cannot be read or compared is a verdict too, not the end of all checks.
-            let (equal, text) = compare(data, kind, route, results, work)
-                .unwrap_or_else(|error| (false, format!("{error:#}")));
-            Ok(Verdict { kind, equal, text })
-        })
-        .collect()
+    results: &'a Results,
+    work: &'a Path,
+) -> impl Iterator<Item = Verdict> + 'a {
+    let kinds = job.kinds.iter().copied();
+    let kinds = kinds.filter(move |kind| *kind != "bad" || route.has_bad_rows());
+    kinds.map(move |kind| {
+        // What cannot be read or compared is a verdict too, not the end of all checks.
+        let (equal, text) = compare(data, kind, route, results, work)
+            .unwrap_or_else(|error| (false, format!("{error:#}")));
+        Verdict { kind, equal, text }
+    })
 }
 
 fn compare(
@@ -54,6 +51,7 @@ fn compare(
     results: &Results,
     work: &Path,
 ) -> Result<(bool, String)> {
+    fs::create_dir_all(work)?;
     let mut files = match results {
         Results::Folder(folder) => files_below(&folder.join(kind)),
         Results::Postgres { url, prefix } => vec![export(url, prefix, kind, work)?],

@@ -19,7 +19,9 @@ use crate::{places, process};
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(60);
 const ROWS_PER_S_MIN: u64 = 5_000;
-const POLL: Duration = Duration::from_millis(500);
+/// A look costs the machine half a second of Python; Weir needs that time more.
+const POLL: Duration = Duration::from_secs(2);
+const SUBSCRIBED_POLL: Duration = Duration::from_millis(50);
 const PARTITIONS: usize = 4;
 
 /// What every job of one route has in common.
@@ -73,23 +75,27 @@ pub(super) fn run(setting: &Setting, job: &Job) -> Result<Vec<Verdict>> {
     let script = out.join("script.sql");
     fs::write(&script, fill(setting, job, &out)?)?;
     let results = results(setting, job, &out)?;
-    let verdicts = || judge(setting.data, job, setting.route, &results, &out.join("judged"));
+    let judged = out.join("judged");
+    let verdicts = || judge(setting.data, job, setting.route, &results, &judged);
 
     let mut weir = Weir::start(setting, &script, &out)?;
     if !setting.route.is_live() {
         weir.finish(setting.limit())?;
-        return verdicts();
+        return Ok(verdicts().collect());
     }
     if setting.route == Route::MqttS3 {
         let topic = setting.topic(job);
-        weir.until(START_MAX, "subscribed", || subscribed(setting, &topic))?;
+        let all = || subscribed(setting, &topic);
+        if !weir.until(START_MAX, SUBSCRIBED_POLL, "subscribed", all)? {
+            bail!("nobody subscribed to {topic}\n{}", weir.said());
+        }
         setting.data.publish("mqtt", &setting.var("WEIR_TEST_MQTT")?, &topic)?;
     }
     // What never becomes equal is judged below, with its rows.
-    let complete = || Ok(verdicts()?.iter().all(|verdict| verdict.equal));
-    let _late = weir.until(setting.limit(), "complete", complete)?;
+    let complete = || Ok(verdicts().all(|verdict| verdict.equal));
+    let _late = weir.until(setting.limit(), POLL, "complete", complete)?;
     weir.stop()?;
-    verdicts()
+    Ok(verdicts().collect())
 }
 
 /// Gives the WITH options of a result table.
@@ -208,6 +214,7 @@ impl Weir {
     fn until(
         &mut self,
         limit: Duration,
+        poll: Duration,
         what: &str,
         holds: impl Fn() -> Result<bool>,
     ) -> Result<bool> {
@@ -221,7 +228,7 @@ impl Weir {
             if holds()? {
                 return Ok(true);
             }
-            thread::sleep(POLL);
+            thread::sleep(poll);
         }
         println!("not {what} after {} s", limit.as_secs());
         Ok(false)
