@@ -1,3 +1,4 @@
 //! Operator cores: windows, joins, enrichment, deduplication, and the aggregates they keep.
 
 pub mod aggregates;
+pub mod rowwise;
