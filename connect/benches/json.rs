@@ -1,8 +1,9 @@
 //! Speed of the JSON decoder beside arrow-json's, and of the encoder, in one run.
 //!
 //! `cargo bench -p weir-connect --bench json --profile dev` prints, by workload, million rows per
-//! second of both and their ratio: medians of rounds that alternate, so that noise meets both alike.
-//! arrow-json gets whole buffers of lines, its best way; ours gets messages, as sources have them.
+//! second of both and their ratio: medians of rounds that alternate, so that noise meets both
+//! alike. arrow-json gets whole buffers of lines, its best way; ours gets messages, as sources have
+//! them.
 #![allow(clippy::print_stdout)]
 
 use std::sync::Arc;

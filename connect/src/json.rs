@@ -1,22 +1,24 @@
 //! JSON messages to Arrow batches and back, with the semantics of Flink's `json` format.
 //!
 //! [`JsonDecoder`] reads one message at a time into columns, only those of its schema;
-//! [`JsonEncoder`] writes one line per row. Both are strict and deterministic: the same messages give
-//! the same columns in whatever order they come, and the same batch gives the same bytes.
+//! [`JsonEncoder`] writes one line per row. Both are strict and deterministic: the same messages
+//! give the same columns in whatever order they come, and the same batch gives the same bytes.
 //!
 //! # What counts
-//! 1. RFC 8259 to the letter, in skipped values too, over valid UTF-8; one byte order mark may lead.
-//!    The root is an object. An empty message is neither row nor error.
-//! 2. Columns are found by name. A missing one and `null` are NULL; of a repeated name the last wins.
-//! 3. Values convert as in Flink (`JsonParserToRowDataConverters`); the table is in `column.rs`. What
-//!    does not convert refuses the message as a whole: no row, no NULL in its place. The one exception
-//!    is Flink's own, a DECIMAL too large for its precision, which is NULL.
+//! 1. RFC 8259 to the letter, in skipped values too, over valid UTF-8; one byte order mark may
+//!    lead. The root is an object. An empty message is neither row nor error.
+//! 2. Columns are found by name. A missing one and `null` are NULL; of a repeated name the last
+//!    wins.
+//! 3. Values convert as in Flink (`JsonParserToRowDataConverters`); the table is in `column.rs`.
+//!    What does not convert refuses the message as a whole: no row, no NULL in its place. The one
+//!    exception is Flink's own, a DECIMAL too large for its precision, which is NULL.
 //! 4. NULL in a column that is NOT NULL refuses the message.
 //!
 //! # How it is fast
-//! `scan.rs` knows the grammar and `column.rs` the types. `decode.rs` takes any message in two passes,
-//! places first and then values, because the last of repeated names wins. `layout.rs` bets that a
-//! message is built like one before it and then needs one pass; it proves its bet or gives way.
+//! `scan.rs` knows the grammar and `column.rs` the types. `decode.rs` takes any message in two
+//! passes, places first and then values, because the last of repeated names wins. `layout.rs` bets
+//! that a message is built like one before it and then needs one pass; it proves its bet or gives
+//! way.
 
 mod column;
 mod decode;
@@ -46,7 +48,8 @@ pub use encode::{JsonEncoder, RowWriter};
 pub struct JsonOptions {
     /// `json.timestamp-format.standard`.
     pub timestamp_standard: TimestampStandard,
-    /// `json.fail-on-missing-field`: a column or ROW field that a message lacks refuses the message.
+    /// `json.fail-on-missing-field`: a column or ROW field that a message lacks refuses the
+    /// message.
     pub fail_on_missing: bool,
     /// `json.encode.ignore-null-fields`: columns and ROW fields that are NULL are left out.
     pub ignore_null_fields: bool,

@@ -1,14 +1,14 @@
 //! The decoder: messages in, batches out.
 //!
 //! # Invariant
-//! After each `push` every column has as many entries as there are rows, whether the message became a
-//! row, was skipped or refused: a refused message is cut off wherever it had got to.
+//! After each `push` every column has as many entries as there are rows, whether the message became
+//! a row, was skipped or refused: a refused message is cut off wherever it had got to.
 //!
 //! # Argument
-//! The careful way reads the message once for grammar and places and once for values, so that the last
-//! of repeated names wins without any value being taken back. The quick way (`layout.rs`) only ever
-//! answers "a row", and only where the careful way would give the same row; all errors are found and
-//! worded by the careful way. So the answer does not depend on the messages before.
+//! The careful way reads the message once for grammar and places and once for values, so that the
+//! last of repeated names wins without any value being taken back. The quick way (`layout.rs`) only
+//! ever answers "a row", and only where the careful way would give the same row; all errors are
+//! found and worded by the careful way. So the answer does not depend on the messages before.
 
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Decimal128Array, ListArray, MapArray, PrimitiveArray,

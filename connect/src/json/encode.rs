@@ -2,11 +2,11 @@
 //!
 //! Follows Flink's `RowDataToJsonConverters` and Jackson: names in the order of the schema, NULL as
 //! `null`, BYTES in base64, NaN and the infinities as text, DOUBLE as Java's `Double.toString` (the
-//! shortest digits that read back; between 10^-3 and 10^7 plain, else like `1.0E10`), times with as many
-//! fraction digits as they need (see `time.rs`). Three differences, all for what a row means to stay:
-//! a DECIMAL is always plain, with all digits of its scale (Flink drops zeros at the end and may write
-//! an exponent), a TIME keeps its fraction, and the digits of a DOUBLE are the shortest on every machine
-//! (Java before 19 sometimes wrote one more).
+//! shortest digits that read back; between 10^-3 and 10^7 plain, else like `1.0E10`), times with as
+//! many fraction digits as they need (see `time.rs`). Three differences, all for what a row means
+//! to stay: a DECIMAL is always plain, with all digits of its scale (Flink drops zeros at the end
+//! and may write an exponent), a TIME keeps its fraction, and the digits of a DOUBLE are the
+//! shortest on every machine (Java before 19 sometimes wrote one more).
 //!
 //! The bytes depend on the batch alone: what the decoder reads back is equal, NaN for NaN.
 

@@ -28,8 +28,8 @@ impl Fields {
         self.found.push(None);
     }
 
-    /// Reads the object that opens at `open` and notes where its wanted values are. Checks the whole
-    /// object; `depth` counts the brackets around its values. Returns its end.
+    /// Reads the object that opens at `open` and notes where its wanted values are. Checks the
+    /// whole object; `depth` counts the brackets around its values. Returns its end.
     pub(super) fn locate(&mut self, b: &[u8], open: usize, depth: usize) -> Result<usize, Fault> {
         self.found.fill(None);
         let mut pos = scan::space(b, open + 1);

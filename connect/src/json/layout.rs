@@ -1,23 +1,25 @@
 //! The quick way: a bet that a message is built like one before it.
 //!
 //! # Idea
-//! A message is cut into values, numbers and texts for the most part, and the *literals* between them:
-//! brackets, names, colons, commas and white space. Producers print the same literals again and again.
-//! A [`Layout`] keeps those of one message and which column each value belongs to. Where all literals
-//! of another message are equal to them byte by byte, only values are left to be read.
+//! A message is cut into values, numbers and texts for the most part, and the *literals* between
+//! them: brackets, names, colons, commas and white space. Producers print the same literals again
+//! and again. A [`Layout`] keeps those of one message and which column each value belongs to. Where
+//! all literals of another message are equal to them byte by byte, only values are left to be read.
 //!
 //! # Argument
-//! Let the literals be those of a message M that the careful way took, and let message N be the same
-//! literals around values that each are one well-formed value in valid UTF-8. Then N is well-formed and
-//! valid UTF-8, because exchanging values for values keeps the grammar. Its names are those of M, and a
-//! layout is only learned where no wanted name repeats, so no value is hidden by a later one and what M
-//! lacked N lacks. Each value goes to the column that the careful way would choose, by the same
-//! conversion or by one of the fast ones, which give a verdict only where they agree with it. The depth
-//! of a value is M's, so the limit on nesting is the same. Nothing but "a row" is ever answered here.
+//! Let the literals be those of a message M that the careful way took, and let message N be the
+//! same literals around values that each are one well-formed value in valid UTF-8. Then N is
+//! well-formed and valid UTF-8, because exchanging values for values keeps the grammar. Its names
+//! are those of M, and a layout is only learned where no wanted name repeats, so no value is hidden
+//! by a later one and what M lacked N lacks. Each value goes to the column that the careful way
+//! would choose, by the same conversion or by one of the fast ones, which give a verdict only where
+//! they agree with it. The depth of a value is M's, so the limit on nesting is the same. Nothing
+//! but "a row" is ever answered here.
 //!
 //! # Complexity and limits
-//! One pass, a comparison per literal. [`LAYOUTS_MAX`] layouts, so that a few kinds of message may mix;
-//! when learning does not pay, it is tried ever more rarely, up to every [`PATIENCE_MAX`] misses.
+//! One pass, a comparison per literal. [`LAYOUTS_MAX`] layouts, so that a few kinds of message may
+//! mix; when learning does not pay, it is tried ever more rarely, up to every [`PATIENCE_MAX`]
+//! misses.
 
 use std::ops::Range;
 
@@ -74,7 +76,8 @@ struct Slot {
 }
 
 impl Layouts {
-    /// Tries to decode a message by the layouts known. True: it is a row; false: nothing has changed.
+    /// Tries to decode a message by the layouts known. True: it is a row; false: nothing has
+    /// changed.
     #[inline]
     pub(super) fn decode(&mut self, columns: &mut Columns, message: &[u8], rows: usize) -> bool {
         for i in 0..self.known.len() {
@@ -154,7 +157,7 @@ impl Layout {
             pos = after(b, pos, &self.literals[slot.literal.clone()]).ok_or(Dirty(dirty))?;
             dirty = true;
             let end = match slot.column {
-                Some(column) => take_fast(columns, column, b, pos),
+                Some(column) => columns.all[column].append_fast(b, pos),
                 None => skip_fast(b, pos),
             };
             pos = match end {
@@ -189,7 +192,7 @@ impl Layout {
     fn add_literal(&mut self, literal: &[u8]) -> Option<Range<usize>> {
         let start = self.literals.len();
         self.literals.extend_from_slice(literal);
-        (self.literals.len() <= LITERALS_BYTES_MAX).then(|| start..self.literals.len())
+        (self.literals.len() <= LITERALS_BYTES_MAX).then_some(start..self.literals.len())
     }
 }
 
@@ -203,7 +206,8 @@ struct Learner<'a> {
 }
 
 impl Learner<'_> {
-    /// The object at `open` and the ROW it is for, if any. Recursion is bounded by `scan::DEPTH_MAX`.
+    /// The object at `open` and the ROW it is for, if any. Recursion is bounded by
+    /// `scan::DEPTH_MAX`.
     fn object(&mut self, row: Option<usize>, open: usize, depth: usize) -> Option<usize> {
         let b = self.message;
         let mut wanted = row.map(|row| self.children(row)).unwrap_or_default();
@@ -281,48 +285,6 @@ fn skip_fast(b: &[u8], pos: usize) -> Option<usize> {
         }
         _ => number::double_fast(b, pos).map(|(_, end)| end),
     }
-}
-
-/// Appends a value of the usual shape for its column. None is no verdict, and nothing is appended.
-#[inline]
-fn take_fast(columns: &mut Columns, id: usize, b: &[u8], pos: usize) -> Option<usize> {
-    let column = &mut columns.all[id];
-    let end = match &mut column.data {
-        Data::Float64(values) => {
-            let (value, end) = number::double_fast(b, pos)?;
-            values.push(value);
-            end
-        }
-        Data::Int64(values) => {
-            let (value, end) = number::whole_fast(b, pos)?;
-            values.push(value);
-            end
-        }
-        Data::Int32(values) => {
-            let (value, end) = number::whole_fast(b, pos)?;
-            values.push(i32::try_from(value).ok()?);
-            end
-        }
-        Data::Timestamp { values, form, last } => {
-            let (value, end) = form.parse_fast(b, pos, last)?;
-            values.push(value);
-            end
-        }
-        Data::Text(values) => {
-            if b.get(pos) != Some(&b'"') {
-                return None;
-            }
-            let end = scan::plain(b, pos + 1, scan::BEYOND_ASCII);
-            if b.get(end) != Some(&b'"') || values.bytes.len() + (end - pos) > i32::MAX as usize {
-                return None;
-            }
-            values.push(&b[pos + 1..end]).ok()?;
-            end + 1
-        }
-        _ => return None,
-    };
-    column.nulls.append_non_null();
-    Some(end)
 }
 
 /// Takes any other value: checked, converted and appended as the careful way does it.

@@ -1,11 +1,11 @@
 //! Numbers: whole, floating and decimal, from the source text of a JSON number or from a text.
 //!
 //! # Argument
-//! Nothing passes through a type that could round it on the way: whole numbers and decimals are read
-//! digit by digit from the text. Floating numbers take Clinger's exact path (W. D. Clinger, "How to
-//! read floating point numbers accurately", 1990): a mantissa up to 2^53 and a power of ten up to
-//! 10^22 are both exact, so one IEEE division or multiplication rounds once, as the standard library's
-//! parser does for all others.
+//! Nothing passes through a type that could round it on the way: whole numbers and decimals are
+//! read digit by digit from the text. Floating numbers take Clinger's exact path (W. D. Clinger,
+//! "How to read floating point numbers accurately", 1990): a mantissa up to 2^53 and a power of ten
+//! up to 10^22 are both exact, so one IEEE division or multiplication rounds once, as the standard
+//! library's parser does for all others.
 //!
 //! # Limits
 //! Exponents saturate at ±2^62, far beyond what any type here can tell apart from infinity or zero.
@@ -83,8 +83,8 @@ pub(super) fn trim(text: &[u8]) -> &[u8] {
     &text[start..end]
 }
 
-/// A JSON number as a whole one: a fraction is cut off towards zero, but what is out of range with its
-/// fraction is out of range (Flink's INT and BIGINT). None is out of range.
+/// A JSON number as a whole one: a fraction is cut off towards zero, but what is out of range with
+/// its fraction is out of range (Flink's INT and BIGINT). None is out of range.
 pub(super) fn whole_from_number(source: &[u8], min: i64, max: i64) -> Option<i64> {
     let n = Digits::parse(source)?;
     if n.is_zero() || n.point <= 0 {
@@ -103,8 +103,8 @@ pub(super) fn whole_from_number(source: &[u8], min: i64, max: i64) -> Option<i64
     inside.then_some(value as i64)
 }
 
-/// A whole number with an optional sign, as Java's `parseInt` reads it. None is no such number or out
-/// of range.
+/// A whole number with an optional sign, as Java's `parseInt` reads it. None is no such number or
+/// out of range.
 pub(super) fn whole_from_text(text: &[u8], min: i64, max: i64) -> Option<i64> {
     let (negative, digits) = sign(text);
     if digits.is_empty() || digits_len(digits) < digits.len() {
@@ -118,8 +118,8 @@ pub(super) fn whole_from_text(text: &[u8], min: i64, max: i64) -> Option<i64> {
     (min <= value && value <= max).then_some(value)
 }
 
-/// A whole number at `pos` of at most 18 digits, and its end. None where the careful way has to look:
-/// a leading zero, more digits, a fraction or an exponent.
+/// A whole number at `pos` of at most 18 digits, and its end. None where the careful way has to
+/// look: a leading zero, more digits, a fraction or an exponent.
 #[inline]
 pub(super) fn whole_fast(b: &[u8], pos: usize) -> Option<(i64, usize)> {
     let negative = *b.get(pos)? == b'-';
@@ -134,8 +134,8 @@ pub(super) fn whole_fast(b: &[u8], pos: usize) -> Option<(i64, usize)> {
     Some((if negative { -size } else { size }, end))
 }
 
-/// The digits from `pos` on, appended to `n`, and their end. The caller bounds their count: beyond 19
-/// the number wraps.
+/// The digits from `pos` on, appended to `n`, and their end. The caller bounds their count: beyond
+/// 19 the number wraps.
 #[inline]
 fn mantissa(b: &[u8], mut pos: usize, mut n: u64) -> (u64, usize) {
     while let Some(digit) = b.get(pos).map(|d| d.wrapping_sub(b'0')).filter(|&d| d < 10) {
@@ -150,7 +150,8 @@ const TENS: [f64; 23] = [
     1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
-/// A DOUBLE without exponent at `pos` and its end, where Clinger's path is exact. None is no verdict.
+/// A DOUBLE without exponent at `pos` and its end, where Clinger's path is exact. None is no
+/// verdict.
 #[inline]
 pub(super) fn double_fast(b: &[u8], pos: usize) -> Option<(f64, usize)> {
     let negative = *b.get(pos)? == b'-';
@@ -203,8 +204,8 @@ pub(super) enum Decimal {
     TooLarge,
 }
 
-/// A DECIMAL from a JSON number or a trimmed text, rounded half up, once, from all its digits. None is
-/// no number.
+/// A DECIMAL from a JSON number or a trimmed text, rounded half up, once, from all its digits. None
+/// is no number.
 pub(super) fn decimal(source: &[u8], precision: u8, scale: i8) -> Option<Decimal> {
     let n = Digits::parse(source)?;
     let kept = n.point.saturating_add(i64::from(scale));

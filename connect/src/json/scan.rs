@@ -1,9 +1,9 @@
 //! The grammar of RFC 8259: finds the end of a value and refuses everything that is no JSON.
 //!
 //! # Invariant
-//! A function that returns `Ok(end)` has proved the bytes up to `end` to be well-formed, escapes and
-//! surrogate pairs included; only UTF-8 is left to the caller. Kept and skipped values take this same
-//! way, so a skipped value is checked no less than a kept one.
+//! A function that returns `Ok(end)` has proved the bytes up to `end` to be well-formed, escapes
+//! and surrogate pairs included; only UTF-8 is left to the caller. Kept and skipped values take
+//! this same way, so a skipped value is checked no less than a kept one.
 //!
 //! # Complexity and limits
 //! One pass, no recursion, no allocation: open brackets are bits in a fixed array, so that twenty
@@ -126,8 +126,8 @@ pub(super) fn text(b: &[u8], start: usize) -> Result<Value, Fault> {
 const LOW: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
-/// The first quote, backslash or control character at or after `pos`, or the end; with `also` set to
-/// [`BEYOND_ASCII`] the first byte that is not ASCII too.
+/// The first quote, backslash or control character at or after `pos`, or the end; with `also` set
+/// to [`BEYOND_ASCII`] the first byte that is not ASCII too.
 ///
 /// Eight bytes at a time: subtracting sets the high bit of each byte that was below the bound. A
 /// borrow can only make a *higher* byte look special, and the lowest one decides, so it never lies.

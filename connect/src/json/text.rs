@@ -70,9 +70,9 @@ pub(super) fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-/// Appends the well-formed value at `pos` without white space, and returns its end: a STRING column's
-/// view of an object or array. Numbers keep their source text; of a repeated name the last value wins
-/// and stands where the first one stood. Recursion is bounded by `scan::DEPTH_MAX`.
+/// Appends the well-formed value at `pos` without white space, and returns its end: a STRING
+/// column's view of an object or array. Numbers keep their source text; of a repeated name the last
+/// value wins and stands where the first one stood. Recursion is bounded by `scan::DEPTH_MAX`.
 pub(super) fn compact(b: &[u8], pos: usize, out: &mut Vec<u8>) -> usize {
     match b.get(pos) {
         Some(b'"') => {

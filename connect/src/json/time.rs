@@ -1,17 +1,18 @@
 //! Dates and times as text: Flink's `TimeFormats`, read and written.
 //!
-//! A TIMESTAMP is `2024-03-10 07:08:09.5` (SQL) or `2024-03-10T07:08:09.5` (ISO-8601, which also takes a
-//! small `t` and lets the seconds go), a TIMESTAMP_LTZ the same with a `Z` and a capital `T`. Fractions
-//! have one to nine digits; what is finer than the column is cut off towards the past. Written are as
-//! many fraction digits as are needed and no point without any, as Java's `appendFraction(0, 9)` does.
-//! Years beyond four digits carry a sign (`+12345`), as in Java's `ISO_LOCAL_DATE`.
+//! A TIMESTAMP is `2024-03-10 07:08:09.5` (SQL) or `2024-03-10T07:08:09.5` (ISO-8601, which also
+//! takes a small `t` and lets the seconds go), a TIMESTAMP_LTZ the same with a `Z` and a capital
+//! `T`. Fractions have one to nine digits; what is finer than the column is cut off towards the
+//! past. Written are as many fraction digits as are needed and no point without any, as Java's
+//! `appendFraction(0, 9)` does. Years beyond four digits carry a sign (`+12345`), as in Java's
+//! `ISO_LOCAL_DATE`.
 //!
 //! Unlike Flink's SQL formatter, which moves them, 30 February and hour 24 are errors here.
 //!
 //! # Argument
-//! Days and dates convert by H. Hinnant's `days_from_civil`: years begin in March, so that the leap day
-//! is the last one, and 400 years always have 146 097 days. Exact for every `i64` within the bounds of
-//! Java's `LocalDate` (years ±999 999 999).
+//! Days and dates convert by H. Hinnant's `days_from_civil`: years begin in March, so that the leap
+//! day is the last one, and 400 years always have 146 097 days. Exact for every `i64` within the
+//! bounds of Java's `LocalDate` (years ±999 999 999).
 
 use super::TimestampStandard;
 
@@ -51,7 +52,8 @@ impl Form {
     fn count(self, second: i64, nanos: u32) -> Option<i64> {
         let Ticks(per_second) = self.ticks;
         let part = i64::from(nanos) / (1_000_000_000 / per_second);
-        // Before 1677 a nanosecond count overflows on the second alone, though the sum may just fit.
+        // Before 1677 a nanosecond count overflows on the second alone, though the sum may just
+        // fit.
         i64::try_from(i128::from(second) * i128::from(per_second) + i128::from(part)).ok()
     }
 
@@ -165,7 +167,8 @@ pub(super) fn date(text: &[u8]) -> Option<i64> {
     valid.then(|| day_number(year, i64::from(month), i64::from(day)))
 }
 
-/// `HH:MM`, then `:SS` if `whole` or wanted, then up to nine fraction digits: second and nanosecond.
+/// `HH:MM`, then `:SS` if `whole` or wanted, then up to nine fraction digits: second and
+/// nanosecond.
 fn clock_time(text: &[u8], whole: bool) -> Option<(u32, u32)> {
     let (hour_minute, rest) = text.split_at_checked(5)?;
     let [h1, h2, b':', m1, m2] = hour_minute else { return None };
@@ -238,7 +241,8 @@ pub(super) fn write_date(out: &mut Vec<u8>, days: i64) {
     write_padded(out, day.unsigned_abs(), 2);
 }
 
-/// Writes a TIME without quotes. Flink leaves the milliseconds out; they are data, so here they stay.
+/// Writes a TIME without quotes. Flink leaves the milliseconds out; they are data, so here they
+/// stay.
 pub(super) fn write_time(out: &mut Vec<u8>, millis: i32) {
     let millis = i64::from(millis);
     write_clock(out, millis.div_euclid(1000), millis.rem_euclid(1000) * 1_000_000);

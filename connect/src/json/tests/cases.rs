@@ -1,4 +1,5 @@
-//! The project's cases of nasty JSON: each alone, and all of one schema in one batch, there and back.
+//! The project's cases of nasty JSON: each alone, and all of one schema in one batch, there and
+//! back.
 //!
 //! A decoder that guesses a layout from the message before may pass each case alone, so the orders
 //! matter. Each case is also pushed twice in a row: the second time its own layout is known.
