@@ -19,6 +19,7 @@ use crate::services::{Kind, Services, install};
 use crate::{places, process};
 
 mod bytes;
+mod counters;
 mod data;
 mod judge;
 mod run;
@@ -67,6 +68,11 @@ impl Route {
         matches!(self, Route::KafkaPostgres | Route::MqttS3)
     }
 
+    /// Whether Weir knows when a row arrived, so that it can guard against rows from the future.
+    fn knows_arrival(self) -> bool {
+        matches!(self, Route::Columns | Route::KafkaPostgres)
+    }
+
     /// Whether messages that cannot be decoded get as far as Weir.
     fn has_bad_rows(self) -> bool {
         self != Route::Columns
@@ -86,15 +92,21 @@ impl FromStr for Route {
 pub(crate) struct Job {
     script: &'static str,
     kinds: &'static [&'static str],
+    /// The kind whose rows the late counters of all its operators count.
+    late_counted: Option<&'static str>,
 }
 
 /// All jobs. `bad` is the dead-letter table.
 pub(crate) const JOBS: [Job; 5] = [
-    Job { script: "tumble5m", kinds: &["tumble5m", "late", "bad"] },
-    Job { script: "region1m", kinds: &["region1m", "late_region1m"] },
-    Job { script: "hop", kinds: &["hop"] },
-    Job { script: "theft", kinds: &["theft", "late_theft"] },
-    Job { script: "sessions", kinds: &["sessions", "late_sessions"] },
+    Job { script: "tumble5m", kinds: &["tumble5m", "late", "bad"], late_counted: Some("late") },
+    Job {
+        script: "region1m",
+        kinds: &["region1m", "late_region1m"],
+        late_counted: Some("late_region1m"),
+    },
+    Job { script: "hop", kinds: &["hop"], late_counted: None },
+    Job { script: "theft", kinds: &["theft", "late_theft"], late_counted: None },
+    Job { script: "sessions", kinds: &["sessions", "late_sessions"], late_counted: None },
 ];
 
 /// One pass over all jobs.
@@ -108,6 +120,23 @@ impl Pass {
     fn new(route: Route, asked: Asked, weir_args: &str) -> Pass {
         let weir_args = weir_args.split_whitespace().map(str::to_owned).collect();
         Pass { route, asked: asked.for_route(route), weir_args }
+    }
+
+    /// The value of an option of weir.
+    fn weir_option(&self, name: &str) -> Option<&str> {
+        let at = self.weir_args.iter().position(|arg| arg == name)?;
+        self.weir_args.get(at + 1).map(String::as_str)
+    }
+
+    /// How epochs are cut; runs that cut them alike must write the same bytes.
+    fn epoch(&self) -> Option<&str> {
+        self.weir_option("--epoch")
+    }
+
+    /// Workers of all processes.
+    fn workers(&self) -> usize {
+        let number = |name| self.weir_option(name).and_then(|n| n.parse().ok()).unwrap_or(1);
+        number("-w") * number("--processes")
     }
 
     fn describe(&self) -> String {
@@ -173,6 +202,8 @@ fn ci_passes(seed: u64) -> Vec<Pass> {
         Pass::new(Route::Files, few.clone(), ""),
         Pass::new(Route::Files, few.clone(), "-w 2"),
         Pass::new(Route::Files, few.clone(), "--processes 2"),
+        Pass::new(Route::Files, few.clone(), "--epoch 1ms"),
+        Pass::new(Route::Files, few.clone(), "--epoch 10ms -w 2"),
         Pass::new(Route::Files, few.clone().with(&["--edges"]), ""),
         Pass::new(Route::Files, few.clone().with(&["--faults", "20", "--late-max", "1800"]), ""),
         Pass::new(Route::Columns, few.clone(), ""),
@@ -239,14 +270,45 @@ fn run_passes(
         };
         run::prepare(&setting)?;
         for job in jobs {
-            if run_job(&setting, job, pass, &mut done)? && !pass.route.is_live() {
-                let result = setting.out.join(job.script).join("result");
-                let key = format!("{:?} {} {}", pass.asked, pass.route.name(), job.script);
-                files.compare(key, &pass.describe(), &result, &mut done.tally)?;
+            if run_job(&setting, job, pass, &mut done)? {
+                counters(&setting, job, pass, &mut files, &mut done.tally)?;
             }
         }
     }
     Ok(done)
+}
+
+/// Holds a run's report against the truth, and a replay against other replays of the same data.
+fn counters(
+    setting: &run::Setting,
+    job: &Job,
+    pass: &Pass,
+    files: &mut bytes::Ledger,
+    tally: &mut Tally,
+) -> Result<()> {
+    let out = setting.out.join(job.script);
+    let report = match counters::Report::read(&out.join(run::REPORT)) {
+        Ok(report) => report,
+        Err(error) => {
+            tally.fail(format!("truth {} {}: {error:#}", pass.describe(), job.script));
+            return Ok(());
+        }
+    };
+    let wrong = report.differences(setting.data, job, pass.route, pass.workers());
+    match wrong.is_empty() {
+        true => tally.pass(),
+        false => {
+            let wrong = wrong.join("; ");
+            tally.fail(format!("truth {} {}: {wrong}", pass.describe(), job.script));
+        }
+    }
+    if pass.route.is_live() {
+        return Ok(());
+    }
+    let data = format!("{:?} {} {}", pass.asked, pass.route.name(), job.script);
+    files.digests(data.clone(), &pass.describe(), report.digests(), tally);
+    let cuts = format!("{data} {:?}", pass.epoch());
+    files.compare(cuts, &pass.describe(), &out.join("result"), tally)
 }
 
 /// Runs and judges a job; whether it ran to its end.

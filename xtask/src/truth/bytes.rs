@@ -20,9 +20,23 @@ type Files = BTreeMap<String, u64>;
 #[derive(Default)]
 pub(super) struct Ledger {
     first: BTreeMap<String, (String, Files)>,
+    digests: BTreeMap<String, (String, String)>,
 }
 
 impl Ledger {
+    /// Compares a run's digests with those of the first run under the same key.
+    pub(super) fn digests(&mut self, key: String, run: &str, digests: String, tally: &mut Tally) {
+        match self.digests.get(&key) {
+            None => {
+                self.digests.insert(key, (run.to_owned(), digests));
+            }
+            Some((_, first)) if *first == digests => tally.pass(),
+            Some((who, first)) => tally.fail(format!(
+                "truth {run}: other digests than {who}\n{digests}instead of\n{first}"
+            )),
+        }
+    }
+
     /// Compares a run's files with those of the first run under the same key.
     pub(super) fn compare(
         &mut self,

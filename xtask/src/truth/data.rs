@@ -1,5 +1,6 @@
 //! Generated meter readings with their answers, made by ../shared/truth.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,12 +70,18 @@ pub(crate) struct Data {
     /// Only the lines: `part-K.jsonl`.
     pub(crate) lines: PathBuf,
     pub(crate) messages: u64,
+    /// Messages that can be parsed.
+    pub(crate) readings: u64,
+    /// Messages that were damaged.
+    pub(crate) bad: u64,
+    /// Readings that were stamped far ahead of their time.
+    pub(crate) future: u64,
     summary: Summary,
 }
 
 #[derive(Deserialize)]
 struct Summary {
-    rows: std::collections::BTreeMap<String, u64>,
+    rows: BTreeMap<String, u64>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +92,8 @@ struct Manifest {
 #[derive(Deserialize)]
 struct Counts {
     messages: u64,
+    readings: u64,
+    bad: BTreeMap<String, u64>,
 }
 
 impl Data {
@@ -105,12 +114,29 @@ impl Data {
             }
         }
         let manifest: Manifest = read_json(&folder.join("manifest.json"))?;
+        let future = process::quietly(own_script("count_future.py").arg(folder))?;
         Ok(Data {
             folder: folder.to_owned(),
             lines,
             messages: manifest.counts.messages,
+            readings: manifest.counts.readings,
+            bad: manifest.counts.bad.values().sum(),
+            future: future.trim().parse()?,
             summary: read_json(&folder.join("expected/summary.json"))?,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(readings: u64, bad: u64, future: u64, kind: (&str, u64)) -> Data {
+        Data {
+            folder: PathBuf::new(),
+            lines: PathBuf::new(),
+            messages: readings + bad,
+            readings,
+            bad,
+            future,
+            summary: Summary { rows: [(kind.0.to_owned(), kind.1)].into() },
+        }
     }
 
     /// How many rows of a kind are expected; `None` for kinds that expect.py doesn't know.
@@ -128,6 +154,13 @@ impl Data {
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// A script of ours, beside this crate.
+pub(crate) fn own_script(name: &str) -> Command {
+    let mut command = Command::new(places::python());
+    command.arg(places::root().join("xtask/python").join(name));
+    command
 }
 
 /// A tool of ../shared/truth; that folder is read-only, so nothing is compiled into it.

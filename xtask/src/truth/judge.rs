@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::data::{Data, tool};
+use super::data::{Data, own_script, tool};
 use super::{Job, Route};
-use crate::{places, process};
+use crate::process;
 
 /// Where the rows of one run are.
 pub(super) enum Results {
@@ -58,18 +58,20 @@ fn compare(
     };
     if kind == "bad" || kind.starts_with("late") {
         let numbered = work.join(format!("{kind}.numbered.jsonl"));
-        let mut number = script("number_splits.py");
+        let mut number = own_script("number_splits.py");
         process::quietly(number.arg(&numbered).args(&files))?;
         files = vec![numbered];
     }
     let mut check = if kind == "bad" {
-        let mut check = script("check_bad.py");
+        let mut check = own_script("check_bad.py");
         check.arg(&data.folder);
         check
     } else {
         let mut check = tool("check.py")?;
         check.arg(&data.folder).args(["--kind", kind]);
-        if route.is_live() {
+        // These are known to be late as soon as they come: all of them must be there.
+        let at_once = ["late", "late_region1m"].contains(&kind);
+        if route.is_live() && !at_once {
             check.args(["--through", "watermark"]);
         }
         // Few sessions end within the data, and fewer before the last watermark.
@@ -87,12 +89,6 @@ fn compare(
     let done = process::capture(check.args(&files))?;
     let said = if done.status.code() == Some(2) { done.stderr } else { done.stdout };
     Ok((done.status.success(), said.trim_end().to_owned()))
-}
-
-fn script(name: &str) -> Command {
-    let mut command = Command::new(places::python());
-    command.arg(places::root().join("xtask/python").join(name));
-    command
 }
 
 /// Files of rows below a folder, or the file itself; hidden ones are drafts.

@@ -16,6 +16,8 @@ use super::{Job, Route};
 use crate::services::{Kind, Services};
 use crate::{places, process};
 
+/// The file of the run's counters, beside its script.
+pub(super) const REPORT: &str = "report.json";
 const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(60);
 const ROWS_PER_S_MIN: u64 = 5_000;
@@ -189,7 +191,8 @@ impl Weir {
         let log = out.join("weir.log");
         let file = File::create(&log)?;
         let mut command = Command::new(setting.weir);
-        command.arg("run").args(setting.weir_args).arg(script);
+        command.arg("run").args(setting.weir_args);
+        command.arg("--digest").arg("--report").arg(out.join(REPORT)).arg(script);
         command.stdout(file.try_clone()?).stderr(file);
         Ok(Weir { child: process::spawn(&mut command)?, log })
     }
