@@ -147,10 +147,11 @@ impl ExactBins {
     /// Canonical bytes: equal numbers have equal bytes.
     fn save(&self, out: &mut Vec<u8>) {
         let (negative, exponent, limbs) = self.limbs();
-        out.push(u8::from(negative));
         let from = limbs.iter().position(|&l| l != 0).unwrap_or(limbs.len());
         let to = limbs.iter().rposition(|&l| l != 0).map_or(from, |at| at + 1);
-        out.extend((exponent + 32 * from as i32).to_le_bytes());
+        out.push(u8::from(negative));
+        let exponent = if from == to { 0 } else { exponent + 32 * from as i32 };
+        out.extend(exponent.to_le_bytes());
         limbs[from..to].iter().for_each(|limb| out.extend(limb.to_le_bytes()));
     }
 
@@ -267,16 +268,18 @@ impl Beside {
 }
 
 /// Sum and count of one group: 32 bytes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Cell {
     sum: i128,
     count: i64,
-    /// The inline bin; 0 while there is none. Only 1 ..= 63 are ever inline, so that the fast path
+    /// The inline bin; -1 while there is none. Only 1 ..= 63 are ever inline, so that the fast path
     /// need not tell subnormals (bin 0), infinities and NaN (bin 64) apart.
     bin: i32,
     /// Whether there is more of this group beside the cells.
     beside: bool,
 }
+
+const EMPTY: Cell = Cell { sum: 0, count: 0, bin: -1, beside: false };
 
 /// Exact sums, with counts, by group.
 #[derive(Debug, Default)]
@@ -287,7 +290,7 @@ pub(crate) struct FloatSums {
 
 impl FloatSums {
     pub(crate) fn grow(&mut self, groups: usize) {
-        self.cells.resize(groups.max(self.cells.len()), Cell::default());
+        self.cells.resize(groups.max(self.cells.len()), EMPTY);
     }
 
     /// Adds `x` once.
@@ -414,7 +417,7 @@ impl FloatSums {
         if self.cells[group].beside {
             self.beside.remove(&group);
         }
-        self.cells[group] = Cell::default();
+        self.cells[group] = EMPTY;
     }
 
     pub(crate) fn count(&self, group: usize) -> i64 {

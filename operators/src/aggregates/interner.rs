@@ -124,13 +124,25 @@ impl KeyInterner {
 
     /// The id of each row's key, into `ids`.
     pub fn intern(&mut self, rows: &RecordBatch, ids: &mut Vec<u32>) -> Result<(), OperatorError> {
-        ids.clear();
         let columns: Vec<ArrayRef> =
             self.columns.iter().map(|&at| rows.column(at).clone()).collect();
-        match (self.path, &columns[..]) {
+        self.intern_columns(&columns, rows.num_rows(), ids)
+    }
+
+    /// The id of each of `rows` keys in columns of their own, as [`Self::columns`] gives them.
+    pub fn intern_columns(
+        &mut self,
+        columns: &[ArrayRef],
+        rows: usize,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), OperatorError> {
+        ids.clear();
+        match (self.path, columns) {
             (Path::Everything, _) => {
-                let id = self.encoded(&columns, 0)?;
-                ids.resize(rows.num_rows(), id);
+                if rows > 0 {
+                    let id = self.encoded(columns, 0)?;
+                    ids.resize(rows, id);
+                }
             }
             (Path::Text | Path::Integer, [column]) => match column.as_any_dictionary_opt() {
                 Some(packed) if packed.keys().data_type() == &DataType::Int32 => {
@@ -139,8 +151,8 @@ impl KeyInterner {
                 _ => self.plain(&plain(column.clone()), ids)?,
             },
             _ => {
-                for row in 0..rows.num_rows() {
-                    ids.push(self.encoded(&columns, row)?);
+                for row in 0..rows {
+                    ids.push(self.encoded(columns, row)?);
                 }
             }
         }

@@ -1,0 +1,275 @@
+//! Panes as buckets of groups, and the slots that their accumulators live in.
+//!
+//! # Invariant
+//! A slot is a group id of the operator's one set of accumulators; it belongs to one bucket and key, or
+//! to one running window and key, or it is free and empty. A key's references count the buckets that
+//! hold it; a key without any may be freed.
+//!
+//! # Memory
+//! Per key and bucket its cells and 8 bytes; while a bucket takes rows also a table from key to slot,
+//! dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed before.
+
+use hashbrown::HashTable;
+use std::collections::BTreeMap;
+use weir_engine::time::Millis;
+
+use crate::aggregates::{Accumulators, KeyInterner};
+
+/// No slot.
+pub(super) const NO_SLOT: u32 = u32::MAX;
+
+/// All accumulators, and which of them are free.
+#[derive(Debug)]
+pub(super) struct Slots {
+    pub(super) accumulators: Accumulators,
+    free: Vec<u32>,
+    next: u32,
+}
+
+impl Slots {
+    pub(super) fn new(accumulators: Accumulators) -> Slots {
+        Slots { accumulators, free: Vec::new(), next: 0 }
+    }
+
+    /// An empty slot. Its cells exist once [`Slots::settle`] was called.
+    #[inline]
+    pub(super) fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// Makes cells for all slots taken.
+    pub(super) fn settle(&mut self) {
+        self.accumulators.grow(self.next as usize);
+    }
+
+    /// Empties slots and gives them back.
+    pub(super) fn release(&mut self, slots: &[u32]) {
+        self.accumulators.clear(slots);
+        // Backwards, so that the next bucket takes them in the order in which they lie in memory.
+        self.free.extend(slots.iter().rev());
+    }
+}
+
+/// Keys with their ids and how many buckets hold each.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) interner: KeyInterner,
+    references: Vec<u32>,
+    unreferenced: Vec<u32>,
+}
+
+impl Keys {
+    pub(super) fn new(interner: KeyInterner) -> Keys {
+        Keys { interner, references: Vec::new(), unreferenced: Vec::new() }
+    }
+
+    /// Makes room for keys interned since.
+    pub(super) fn settle(&mut self) {
+        self.references.resize(self.interner.bound(), 0);
+    }
+
+    #[inline]
+    pub(super) fn hold(&mut self, key: u32) {
+        self.references[key as usize] += 1;
+    }
+
+    pub(super) fn release(&mut self, keys: &[u32]) {
+        for &key in keys {
+            let references = &mut self.references[key as usize];
+            *references -= 1;
+            if *references == 0 {
+                self.unreferenced.push(key);
+            }
+        }
+    }
+
+    /// Notes keys that may have been interned for rows that went into no bucket.
+    pub(super) fn not_kept(&mut self, keys: impl Iterator<Item = u32>) {
+        self.unreferenced.extend(keys.filter(|&key| self.references[key as usize] == 0));
+    }
+
+    /// Frees keys that nothing refers to, once they are many, so that it costs O(1) a key.
+    pub(super) fn collect(&mut self) {
+        if self.unreferenced.len() < 1024.max(self.interner.len() / 2) {
+            return;
+        }
+        let mut gone = std::mem::take(&mut self.unreferenced);
+        gone.sort_unstable();
+        gone.dedup();
+        gone.retain(|&key| self.references[key as usize] == 0);
+        self.interner.free(&gone);
+    }
+}
+
+/// The groups of one pane, or of its stragglers with one first end.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    /// Start of the pane.
+    pub(super) pane: Millis,
+    /// End of the first window that these rows enter.
+    pub(super) entry: Millis,
+    /// Keys, and their slots.
+    pub(super) keys: Vec<u32>,
+    pub(super) slots: Vec<u32>,
+    lookup: Lookup,
+}
+
+#[derive(Debug)]
+enum Lookup {
+    /// Places in `keys`.
+    Sparse(HashTable<u32>),
+    /// Slot by key.
+    Dense(Vec<u32>),
+}
+
+fn hash(key: u32) -> u64 {
+    (u64::from(key) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Bucket {
+    pub(super) fn new(pane: Millis, entry: Millis) -> Bucket {
+        let lookup = Lookup::Sparse(HashTable::new());
+        Bucket { pane, entry, keys: Vec::new(), slots: Vec::new(), lookup }
+    }
+
+    /// The slot of a key, made if need be.
+    #[inline]
+    pub(super) fn slot(&mut self, key: u32, slots: &mut Slots, keys: &mut Keys) -> u32 {
+        if let Lookup::Dense(dense) = &self.lookup
+            && let Some(&slot) = dense.get(key as usize)
+            && slot != NO_SLOT
+        {
+            return slot;
+        }
+        self.find_or_add(key, slots, keys)
+    }
+
+    #[inline(never)]
+    fn find_or_add(&mut self, key: u32, slots: &mut Slots, keys: &mut Keys) -> u32 {
+        if let Lookup::Sparse(table) = &self.lookup {
+            let same = |&place: &u32| self.keys[place as usize] == key;
+            if let Some(&place) = table.find(hash(key), same) {
+                return self.slots[place as usize];
+            }
+        }
+        let slot = slots.take();
+        self.adopt(key, slot, keys);
+        slot
+    }
+
+    /// Adds a key that the bucket has not, with a slot of its own.
+    pub(super) fn adopt(&mut self, key: u32, slot: u32, keys: &mut Keys) {
+        keys.hold(key);
+        let place = self.keys.len() as u32;
+        self.keys.push(key);
+        self.slots.push(slot);
+        let all = keys.interner.bound();
+        match &mut self.lookup {
+            Lookup::Dense(dense) => {
+                if dense.len() <= key as usize {
+                    dense.resize(all, NO_SLOT);
+                }
+                dense[key as usize] = slot;
+            }
+            Lookup::Sparse(_) if self.keys.len() * 16 > all => {
+                let mut dense = vec![NO_SLOT; all];
+                for (&key, &slot) in self.keys.iter().zip(&self.slots) {
+                    dense[key as usize] = slot;
+                }
+                self.lookup = Lookup::Dense(dense);
+            }
+            Lookup::Sparse(table) => {
+                table.insert_unique(hash(key), place, |&p| hash(self.keys[p as usize]));
+            }
+        }
+    }
+
+    /// The bucket without its table: it takes no more rows.
+    pub(super) fn sealed(mut self) -> Bucket {
+        self.lookup = Lookup::Sparse(HashTable::new());
+        self
+    }
+
+    /// Puts the members in the order of key bytes. The bucket takes no more rows.
+    pub(super) fn close(&mut self, interner: &mut KeyInterner) {
+        let lookup = std::mem::replace(&mut self.lookup, Lookup::Sparse(HashTable::new()));
+        if let Lookup::Dense(dense) = &lookup
+            && self.keys.len() * 8 > interner.len()
+        {
+            let slot = |key: u32| dense.get(key as usize).copied().unwrap_or(NO_SLOT);
+            self.keys.clear();
+            self.slots.clear();
+            for &key in interner.ordered() {
+                if slot(key) != NO_SLOT {
+                    self.keys.push(key);
+                    self.slots.push(slot(key));
+                }
+            }
+            return;
+        }
+        let ranks = interner.ranks();
+        let mut members: Vec<(u32, u32, u32)> = (self.keys.iter().zip(&self.slots))
+            .map(|(&key, &slot)| (ranks[key as usize], key, slot))
+            .collect();
+        members.sort_unstable();
+        self.keys = members.iter().map(|member| member.1).collect();
+        self.slots = members.iter().map(|member| member.2).collect();
+    }
+}
+
+/// Buckets that have not entered a window yet, by (first end, pane).
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    places: BTreeMap<(Millis, Millis), usize>,
+    buckets: Vec<Option<Bucket>>,
+    vacant: Vec<usize>,
+}
+
+impl Waiting {
+    /// The place of a bucket, made if need be. It holds until the bucket is taken out.
+    pub(super) fn place(&mut self, pane: Millis, entry: Millis) -> usize {
+        *self.places.entry((entry, pane)).or_insert_with(|| {
+            let bucket = Some(Bucket::new(pane, entry));
+            match self.vacant.pop() {
+                Some(place) => {
+                    self.buckets[place] = bucket;
+                    place
+                }
+                None => {
+                    self.buckets.push(bucket);
+                    self.buckets.len() - 1
+                }
+            }
+        })
+    }
+
+    /// The bucket at a place that [`Waiting::place`] gave.
+    #[inline]
+    pub(super) fn at(&mut self, place: usize) -> &mut Bucket {
+        match &mut self.buckets[place] {
+            Some(bucket) => bucket,
+            None => unreachable!("a place is used only while its bucket waits"),
+        }
+    }
+
+    /// The first end that a bucket waits for.
+    pub(super) fn first_entry(&self) -> Option<Millis> {
+        self.places.keys().next().map(|&(entry, _)| entry)
+    }
+
+    /// Takes out the first bucket if it waits for `end` or an earlier one.
+    pub(super) fn pop(&mut self, end: Millis) -> Option<Bucket> {
+        let first = self.places.first_entry().filter(|first| first.key().0 <= end)?;
+        let place = first.remove();
+        self.vacant.push(place);
+        self.buckets[place].take()
+    }
+
+    /// All buckets in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Bucket> {
+        self.places.values().filter_map(|&place| self.buckets[place].as_ref())
+    }
+}

@@ -1,0 +1,511 @@
+//! The running window: what slides from one end to the next.
+//!
+//! # Three ways
+//! - [`Evicting`], for invertible aggregates of hopping windows: a bucket that enters is added to its
+//!   keys' running cells, one that leaves is taken away. O(groups of the buckets) a slide.
+//! - [`Stacks`], for the others: two stacks a key. The entries of a key in its *front* hold the sum of
+//!   themselves and all front entries after them; those in the *back* hold themselves, and their sum is
+//!   kept beside them. The window is first front entry + back sum. Leaving pops the front; if that is
+//!   empty, the back is summed up from its end and becomes the front. Each entry is summed once, so
+//!   it is O(1) amortised; the turns of keys that began together come together, in one slide.
+//! - [`Growing`], for cumulating windows: buckets enter until the longest window has fired, then all
+//!   leave at once.
+//!
+//! # Stragglers
+//! A straggler's bucket enters later than its pane, and leaves with it. Added and taken away it needs
+//! no more care. In two stacks it joins the entry of its pane; in the front also all entries before it.
+
+use std::collections::{BTreeMap, VecDeque};
+use weir_engine::operator::OperatorError;
+use weir_engine::time::Millis;
+
+use super::panes::{Bucket, Keys, NO_SLOT, Slots};
+use super::shape::WindowShape;
+use crate::aggregates::KeyInterner;
+
+/// Keys that have a group in the running window, with what a way keeps for each.
+#[derive(Debug)]
+struct Live<T> {
+    keys: Vec<u32>,
+    of_key: Vec<(u32, T)>,
+}
+
+impl<T> Default for Live<T> {
+    fn default() -> Live<T> {
+        Live { keys: Vec::new(), of_key: Vec::new() }
+    }
+}
+
+impl<T: Default> Live<T> {
+    /// What is kept for a key; it becomes live.
+    fn enter(&mut self, key: u32) -> &mut T {
+        let at = key as usize;
+        if self.of_key.len() <= at {
+            self.of_key.resize_with(at + 1, || (NO_SLOT, T::default()));
+        }
+        let (place, kept) = &mut self.of_key[at];
+        if *place == NO_SLOT {
+            *place = self.keys.len() as u32;
+            self.keys.push(key);
+        }
+        kept
+    }
+
+    fn get(&mut self, key: u32) -> &mut T {
+        &mut self.of_key[key as usize].1
+    }
+
+    fn leave(&mut self, key: u32) {
+        let place = std::mem::replace(&mut self.of_key[key as usize].0, NO_SLOT);
+        self.of_key[key as usize].1 = T::default();
+        self.keys.swap_remove(place as usize);
+        if let Some(&moved) = self.keys.get(place as usize) {
+            self.of_key[moved as usize].0 = place;
+        }
+    }
+
+    /// Live keys in the order of their bytes: O(live) where they are a good part of all keys.
+    fn ordered(&self, interner: &mut KeyInterner) -> Vec<u32> {
+        if self.keys.len() * 8 > interner.len() {
+            let live = |key: &u32| self.of_key.get(*key as usize).is_some_and(|k| k.0 != NO_SLOT);
+            return interner.ordered().iter().copied().filter(live).collect();
+        }
+        let ranks = interner.ranks();
+        let mut keys = self.keys.clone();
+        keys.sort_unstable_by_key(|&key| ranks[key as usize]);
+        keys
+    }
+}
+
+/// Groups to be evaluated in order of key bytes, and slots to be released after that.
+pub(super) struct Groups {
+    pub(super) keys: Vec<u32>,
+    pub(super) slots: Vec<u32>,
+    pub(super) scratch: Vec<u32>,
+}
+
+/// One group of state as a snapshot holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Held {
+    pub(super) key: u32,
+    pub(super) part: Part,
+    pub(super) pane: Millis,
+    pub(super) entry: Millis,
+    pub(super) slot: u32,
+}
+
+/// What a group of state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Part {
+    /// Of a pane that has entered no window yet.
+    Waiting = 0,
+    /// A front entry of two stacks: the sum of itself and the front entries after it.
+    Front = 1,
+    /// Of a pane in the running window.
+    Inside = 2,
+    /// The running cells of a cumulating window.
+    Grown = 3,
+}
+
+impl Part {
+    pub(super) fn of(code: u8) -> Option<Part> {
+        [Part::Waiting, Part::Front, Part::Inside, Part::Grown]
+            .into_iter()
+            .find(|p| *p as u8 == code)
+    }
+}
+
+/// The running window.
+#[derive(Debug)]
+pub(super) enum Running {
+    Evicting(Evicting),
+    Stacks(Stacks),
+    Growing(Growing),
+}
+
+impl Running {
+    pub(super) fn new(shape: WindowShape, invertible: bool) -> Running {
+        match shape {
+            WindowShape::Cumulate { .. } => Running::Growing(Growing::default()),
+            _ if invertible => Running::Evicting(Evicting::default()),
+            _ => Running::Stacks(Stacks::default()),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Running::Evicting(running) => running.live.keys.is_empty(),
+            Running::Stacks(running) => running.live.keys.is_empty(),
+            Running::Growing(running) => running.live.keys.is_empty(),
+        }
+    }
+
+    /// Adds a bucket.
+    pub(super) fn enter(
+        &mut self,
+        bucket: Bucket,
+        shape: WindowShape,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        match self {
+            Running::Evicting(running) => running.enter(bucket, slots),
+            Running::Stacks(running) => running.enter(&bucket, slots, keys),
+            Running::Growing(running) => {
+                running.until = shape.last_end(bucket.pane);
+                running.enter(&bucket, slots, keys)
+            }
+        }
+    }
+
+    /// Lets go of all buckets that are in no window ending at `end` or later.
+    pub(super) fn evict_before(
+        &mut self,
+        end: Millis,
+        shape: WindowShape,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        let leaves = |pane: Millis| shape.last_end(pane) < end;
+        match self {
+            Running::Evicting(running) => {
+                while let Some(first) = running.inside.first_entry()
+                    && leaves(first.key().0)
+                {
+                    let bucket = first.remove();
+                    running.evict(&bucket, slots, keys)?;
+                }
+            }
+            Running::Stacks(running) => {
+                while let Some(first) = running.inside.first_entry()
+                    && leaves(*first.key())
+                {
+                    let gone = first.remove();
+                    running.evict(&gone, slots, keys)?;
+                }
+            }
+            Running::Growing(running) if running.until < end => running.drain(slots, keys),
+            Running::Growing(_) => {}
+        }
+        Ok(())
+    }
+
+    /// All groups of the window.
+    pub(super) fn groups(
+        &mut self,
+        slots: &mut Slots,
+        interner: &mut KeyInterner,
+    ) -> Result<Groups, OperatorError> {
+        let plain = |keys: Vec<u32>, slot: &dyn Fn(u32) -> u32| Groups {
+            slots: keys.iter().map(|&key| slot(key)).collect(),
+            keys,
+            scratch: Vec::new(),
+        };
+        Ok(match self {
+            Running::Evicting(running) => {
+                let live = &running.live;
+                plain(live.ordered(interner), &|key| live.of_key[key as usize].1.slot)
+            }
+            Running::Growing(running) => {
+                let live = &running.live;
+                plain(live.ordered(interner), &|key| live.of_key[key as usize].1)
+            }
+            Running::Stacks(running) => running.groups(slots, interner)?,
+        })
+    }
+
+    /// Everything, for a snapshot, in any order.
+    pub(super) fn held(&self, shape: WindowShape, out: &mut Vec<Held>) {
+        match self {
+            Running::Evicting(running) => {
+                for (&(pane, entry), bucket) in &running.inside {
+                    let members = bucket.keys.iter().zip(&bucket.slots);
+                    out.extend(members.map(|(&key, &slot)| Held {
+                        key,
+                        part: Part::Inside,
+                        pane,
+                        entry,
+                        slot,
+                    }));
+                }
+            }
+            Running::Stacks(running) => {
+                for &key in &running.live.keys {
+                    let stacks = &running.live.of_key[key as usize].1;
+                    for (at, &(pane, slot)) in stacks.entries.iter().enumerate() {
+                        let part = if at < stacks.front { Part::Front } else { Part::Inside };
+                        out.push(Held { key, part, pane, entry: pane, slot });
+                    }
+                }
+            }
+            Running::Growing(running) => {
+                let (pane, entry) = (shape.start_of(running.until), running.until);
+                for &key in &running.live.keys {
+                    let slot = running.live.of_key[key as usize].1;
+                    out.push(Held { key, part: Part::Grown, pane, entry, slot });
+                }
+            }
+        }
+    }
+
+    /// Takes back a front entry or a running cell; entries of a key come in order of pane.
+    pub(super) fn restore(&mut self, held: Held, keys: &mut Keys) {
+        match self {
+            Running::Stacks(running) if held.part == Part::Front => {
+                let stacks = running.live.enter(held.key);
+                stacks.entries.push_back((held.pane, held.slot));
+                stacks.front += 1;
+                running.inside.entry(held.pane).or_default().push(held.key);
+                keys.hold(held.key);
+            }
+            Running::Growing(running) if held.part == Part::Grown => {
+                *running.live.enter(held.key) = held.slot;
+                running.until = held.entry;
+                keys.hold(held.key);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Adds and takes away.
+#[derive(Debug, Default)]
+pub(super) struct Evicting {
+    live: Live<RunningCell>,
+    /// Buckets in the window, by pane and entry.
+    inside: BTreeMap<(Millis, Millis), Bucket>,
+}
+
+/// A key's running slot, and how many buckets are summed in it.
+#[derive(Debug, Default)]
+struct RunningCell {
+    slot: u32,
+    buckets: u32,
+}
+
+impl Evicting {
+    fn enter(&mut self, bucket: Bucket, slots: &mut Slots) -> Result<(), OperatorError> {
+        let running = |&key: &u32| {
+            let cell = self.live.enter(key);
+            if cell.buckets == 0 {
+                cell.slot = slots.take();
+            }
+            cell.buckets += 1;
+            cell.slot
+        };
+        let into: Vec<u32> = bucket.keys.iter().map(running).collect();
+        slots.settle();
+        slots.accumulators.merge_within(&bucket.slots, &into)?;
+        self.inside.insert((bucket.pane, bucket.entry), bucket.sealed());
+        Ok(())
+    }
+
+    fn evict(
+        &mut self,
+        bucket: &Bucket,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        let (mut from, mut into, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+        for (&key, &slot) in bucket.keys.iter().zip(&bucket.slots) {
+            let cell = self.live.get(key);
+            cell.buckets -= 1;
+            if cell.buckets == 0 {
+                empty.push(cell.slot);
+                self.live.leave(key);
+            } else {
+                from.push(slot);
+                into.push(cell.slot);
+            }
+        }
+        slots.accumulators.subtract_within(&from, &into)?;
+        slots.release(&empty);
+        slots.release(&bucket.slots);
+        keys.release(&bucket.keys);
+        Ok(())
+    }
+}
+
+/// Two stacks a key.
+#[derive(Debug, Default)]
+pub(super) struct Stacks {
+    live: Live<KeyStacks>,
+    /// Keys with an entry, by pane.
+    inside: BTreeMap<Millis, Vec<u32>>,
+}
+
+#[derive(Debug)]
+struct KeyStacks {
+    /// Pane and slot in order of pane; the first `front` are the front.
+    entries: VecDeque<(Millis, u32)>,
+    front: usize,
+    /// Sum of the back, `NO_SLOT` if the back is empty.
+    back: u32,
+}
+
+impl Default for KeyStacks {
+    fn default() -> KeyStacks {
+        KeyStacks { entries: VecDeque::new(), front: 0, back: NO_SLOT }
+    }
+}
+
+/// Merges to be done, pair by pair in order.
+#[derive(Default)]
+struct Merges {
+    from: Vec<u32>,
+    into: Vec<u32>,
+}
+
+impl Merges {
+    fn add(&mut self, from: u32, into: u32) {
+        self.from.push(from);
+        self.into.push(into);
+    }
+
+    fn run(&self, slots: &mut Slots) -> Result<(), OperatorError> {
+        slots.settle();
+        slots.accumulators.merge_within(&self.from, &self.into)
+    }
+}
+
+impl Stacks {
+    fn enter(
+        &mut self,
+        bucket: &Bucket,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        let (mut merges, mut joined) = (Merges::default(), (Vec::new(), Vec::new()));
+        let pane = bucket.pane;
+        for (&key, &slot) in bucket.keys.iter().zip(&bucket.slots) {
+            let stacks = self.live.enter(key);
+            let at = stacks.entries.partition_point(|entry| entry.0 < pane);
+            let there = stacks.entries.get(at).is_some_and(|entry| entry.0 == pane);
+            if at < stacks.front {
+                // Every front entry up to this pane holds it too.
+                let before = at + usize::from(there);
+                stacks.entries.range(..before).for_each(|entry| merges.add(slot, entry.1));
+                if !there {
+                    merges.add(stacks.entries[at].1, slot);
+                    stacks.front += 1;
+                }
+            } else {
+                if stacks.back == NO_SLOT {
+                    stacks.back = slots.take();
+                }
+                merges.add(slot, stacks.back);
+                if there {
+                    merges.add(slot, stacks.entries[at].1);
+                }
+            }
+            if there {
+                joined.0.push(key);
+                joined.1.push(slot);
+            } else {
+                stacks.entries.insert(at, (pane, slot));
+                self.inside.entry(pane).or_default().push(key);
+            }
+        }
+        merges.run(slots)?;
+        keys.release(&joined.0);
+        slots.release(&joined.1);
+        Ok(())
+    }
+
+    fn evict(
+        &mut self,
+        gone: &[u32],
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        let (mut merges, mut empty) = (Merges::default(), Vec::new());
+        for &key in gone {
+            let stacks = self.live.get(key);
+            if stacks.front == 0 {
+                stacks.front = stacks.entries.len();
+                for at in (1..stacks.front).rev() {
+                    merges.add(stacks.entries[at].1, stacks.entries[at - 1].1);
+                }
+                empty.push(std::mem::replace(&mut stacks.back, NO_SLOT));
+            }
+            stacks.front -= 1;
+            empty.extend(stacks.entries.pop_front().map(|entry| entry.1));
+            if stacks.entries.is_empty() {
+                self.live.leave(key);
+            }
+        }
+        merges.run(slots)?;
+        slots.release(&empty);
+        keys.release(gone);
+        Ok(())
+    }
+
+    fn groups(
+        &mut self,
+        slots: &mut Slots,
+        interner: &mut KeyInterner,
+    ) -> Result<Groups, OperatorError> {
+        let keys = self.live.ordered(interner);
+        let (mut merges, mut scratch) = (Merges::default(), Vec::new());
+        let mut one = |&key: &u32| {
+            let stacks = self.live.get(key);
+            let front = stacks.entries.front().filter(|_| stacks.front > 0).map(|entry| entry.1);
+            match (front, stacks.back) {
+                (Some(front), NO_SLOT) => front,
+                (None, back) => back,
+                (Some(front), back) => {
+                    let sum = slots.take();
+                    merges.add(front, sum);
+                    merges.add(back, sum);
+                    scratch.push(sum);
+                    sum
+                }
+            }
+        };
+        let of_keys = keys.iter().map(&mut one).collect();
+        merges.run(slots)?;
+        Ok(Groups { keys, slots: of_keys, scratch })
+    }
+}
+
+/// Only adds.
+#[derive(Debug, Default)]
+pub(super) struct Growing {
+    live: Live<u32>,
+    /// End of the longest window over the pane that entered last.
+    until: Millis,
+}
+
+impl Growing {
+    fn enter(
+        &mut self,
+        bucket: &Bucket,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        let (mut merges, mut joined) = (Merges::default(), Vec::new());
+        for (&key, &slot) in bucket.keys.iter().zip(&bucket.slots) {
+            let known = self.live.keys.len();
+            let running = *self.live.enter(key);
+            if self.live.keys.len() > known {
+                *self.live.get(key) = slot;
+            } else {
+                merges.add(slot, running);
+                joined.push(key);
+            }
+        }
+        merges.run(slots)?;
+        keys.release(&joined);
+        slots.release(&merges.from);
+        Ok(())
+    }
+
+    fn drain(&mut self, slots: &mut Slots, keys: &mut Keys) {
+        let gone = std::mem::take(&mut self.live.keys);
+        let cells: Vec<u32> = gone.iter().map(|&key| *self.live.get(key)).collect();
+        gone.iter().for_each(|&key| self.live.of_key[key as usize] = (NO_SLOT, 0));
+        slots.release(&cells);
+        keys.release(&gone);
+    }
+}
