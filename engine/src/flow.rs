@@ -16,8 +16,11 @@ mod reading;
 mod shard;
 mod sink;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
+use timely::worker::Worker;
 
 pub use driver::EpochPolicy;
 
@@ -66,6 +69,24 @@ impl Cluster {
     }
 }
 
+fn run_worker(worker: &mut Worker, graph: Graph, job: &JobInput, control: &Arc<JobControl>) {
+    let dataflow = worker.next_dataflow_index();
+    install::install(worker, graph, job, control);
+    while worker.has_dataflows() {
+        if control.failure().is_some() {
+            worker.drop_dataflow(dataflow);
+            break;
+        }
+        worker.step_or_park(Some(Duration::from_millis(100)));
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}
+
 /// Runs a job to its end on this process's workers. `build` is called once a worker.
 ///
 /// Returns when all sources have ended or were stopped and all sinks have committed, or with the first
@@ -85,14 +106,11 @@ pub fn run(
                 return shared.fail(Failure::Operator { operator, message });
             }
         };
-        let dataflow = worker.next_dataflow_index();
-        install::install(worker, graph, &job, &shared);
-        while worker.has_dataflows() {
-            if shared.failure().is_some() {
-                worker.drop_dataflow(dataflow);
-                break;
-            }
-            worker.step_or_park(Some(Duration::from_millis(100)));
+        // A panic must not leave the other workers waiting: it fails the job like any other cause.
+        let steps = AssertUnwindSafe(|| run_worker(worker, graph, &job, &shared));
+        if let Err(panic) = catch_unwind(steps) {
+            let message = format!("panicked: {}", panic_text(panic.as_ref()));
+            shared.fail(Failure::Operator { operator: "worker".to_owned(), message });
         }
     });
     let failed = |operator: &str, message: String| {

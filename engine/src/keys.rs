@@ -241,7 +241,8 @@ mod tests {
         let got: Vec<u8> = (0..4).map(|i| key_group(&encoded(&strings, i)).0).collect();
         let numbers = Int64Array::from(vec![0, -1, i64::MAX]);
         let more: Vec<u8> = (0..3).map(|i| key_group(&encoded(&numbers, i)).0).collect();
-        expect_test::expect!["[] []"].assert_eq(&format!("{got:?} {more:?}"));
+        expect_test::expect!["[104, 82, 225, 89] [168, 57, 169]"]
+            .assert_eq(&format!("{got:?} {more:?}"));
     }
 
     #[test]

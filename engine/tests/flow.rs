@@ -2,8 +2,8 @@
 
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow::buffer::ScalarBuffer;
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use arrow::datatypes::TimestampMillisecondType;
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use weir_engine::clock::SystemClock;
@@ -35,16 +35,13 @@ fn rows_of(split: u64, from: i64, to: i64) -> RecordBatch {
     let times: Vec<i64> = own.map(|n| if n % 10 == 7 { n - 40 } else { n }).collect();
     RecordBatch::try_new(
         schema(),
-        vec![
-            Arc::new(Int64Array::from(keys)),
-            Arc::new(TimestampMillisecondArray::from(times)),
-        ],
+        vec![Arc::new(Int64Array::from(keys)), Arc::new(TimestampMillisecondArray::from(times))],
     )
     .unwrap()
 }
 
 struct Numbers;
-struct Open(Vec<std::thread::JoinHandle<()>>);
+struct Open;
 
 impl Source for Numbers {
     fn splits(&self) -> Result<Vec<SplitSpec>, ConnectorError> {
@@ -72,7 +69,8 @@ impl Source for Numbers {
                 queue.finish();
             })
         };
-        Ok(Box::new(Open(queues.into_iter().map(read).collect())))
+        queues.into_iter().map(read).for_each(drop);
+        Ok(Box::new(Open))
     }
 
     fn peek(&self, split: &SplitSpec) -> Result<Option<Chunk>, ConnectorError> {
@@ -137,10 +135,11 @@ impl SinkWriter for Collecting {
     }
 }
 
-/// Counts rows by key and 100 ms, and late ones under key -1.
+/// Counts rows by key and 100 ms, and late ones under the negative of their key less one.
 struct CountByKey {
     open: BTreeMap<(Millis, i64), i64>,
     watermark: Millis,
+    panics: bool,
 }
 
 impl Operator for CountByKey {
@@ -153,8 +152,8 @@ impl Operator for CountByKey {
         for row in 0..delta.len() {
             let end = floor_to(times.value(row), 100, 0) + 100;
             let late = end - 1 <= delta.mark(row).max(self.watermark);
-            assert!(delta.mark(row) >= self.watermark || delta.provenance.is_none());
-            let key = if late { -1 } else { keys.value(row) };
+            assert!(!self.panics, "a test's own panic");
+            let key = if late { -1 - keys.value(row) } else { keys.value(row) };
             *self.open.entry((if late { MARK_END } else { end }, key)).or_default() += 1;
         }
         Ok(())
@@ -191,7 +190,7 @@ impl Operator for CountByKey {
     }
 }
 
-fn graph(aggregate: bool, written: &Written) -> Graph {
+fn graph(aggregate: bool, panics: bool, written: &Written) -> Graph {
     let mut graph = Graph::default();
     let rows = graph.source(SourceNode {
         index: 0,
@@ -208,7 +207,7 @@ fn graph(aggregate: bool, written: &Written) -> Graph {
         advance_after: None,
     });
     let edge = if aggregate {
-        let core = CountByKey { open: BTreeMap::new(), watermark: MARK_NONE };
+        let core = CountByKey { open: BTreeMap::new(), watermark: MARK_NONE, panics };
         graph.operator(Box::new(core), vec![(rows, Exchange::Keys(vec![0]))])
     } else {
         rows
@@ -227,7 +226,7 @@ fn outcome(threads: usize, policy: EpochPolicy, aggregate: bool) -> (Lines, u128
     let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
     let theirs = written.clone();
     let cluster = Cluster { threads, ..Cluster::default() };
-    run(&cluster, job, &control, move || Ok(graph(aggregate, &theirs))).unwrap();
+    run(&cluster, job, &control, move || Ok(graph(aggregate, false, &theirs))).unwrap();
     let digest = *control.sinks()[0].1.digest.lock().unwrap();
     let rows = written.lock().unwrap();
     let lines = rows.iter().flat_map(|(epoch, rows)| {
@@ -271,6 +270,16 @@ fn the_same_rows_under_other_epochs() {
 #[test]
 fn some_rows_are_late_so_the_rule_is_exercised() {
     let (lines, _) = outcome(2, REPLAY, true);
-    let late: i64 = lines.iter().filter(|l| l.1[1] == -1).map(|l| l.1[2]).sum();
+    let late: i64 = lines.iter().filter(|l| l.1[1] < 0).map(|l| l.1[2]).sum();
     assert!(late > 10, "{late} late rows");
+}
+
+#[test]
+fn an_operator_that_panics_ends_the_job_on_all_workers() {
+    let control = JobControl::new(Arc::new(SystemClock), false);
+    let job = JobInput { policy: REPLAY, splits: vec![Numbers.splits().unwrap()] };
+    let cluster = Cluster { threads: 3, ..Cluster::default() };
+    let failed = run(&cluster, job, &control, || Ok(graph(true, true, &Written::default())));
+    let failed = failed.unwrap_err().to_string();
+    assert!(failed.contains("a test's own panic"), "{failed}");
 }

@@ -6,6 +6,7 @@
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -132,9 +133,14 @@ impl Shard {
         let queue = Arc::new(ShardQueue { state: Mutex::default(), news: Condvar::new() });
         let theirs = queue.clone();
         let work = move || {
-            let result = sink
-                .open(shard, report)
-                .and_then(|mut writer| write_epochs(writer.as_mut(), &theirs, &wake));
+            let write = AssertUnwindSafe(|| {
+                let mut writer = sink.open(shard, report)?;
+                write_epochs(writer.as_mut(), &theirs, wake.as_ref())
+            });
+            let result = catch_unwind(write).unwrap_or_else(|panic| {
+                let text = super::panic_text(panic.as_ref());
+                Err(ConnectorError::fatal(format!("the sink panicked: {text}")))
+            });
             if let Err(error) = result {
                 control.fail_connector(&table, error);
             }
