@@ -14,6 +14,23 @@
 //!    exception is Flink's own, a DECIMAL too large for its precision, which is NULL.
 //! 4. NULL in a column that is NOT NULL refuses the message.
 //!
+//! ```
+//! use std::sync::Arc;
+//! use arrow::datatypes::{DataType, Field, Schema};
+//! use weir_connect::json::{JsonDecoder, JsonEncoder, JsonOptions, Pushed};
+//!
+//! let schema = Arc::new(Schema::new(vec![Field::new("kwh", DataType::Float64, true)]));
+//! let mut decoder = JsonDecoder::new(schema.clone(), JsonOptions::default())?;
+//! assert_eq!(decoder.push(br#"{"meter":"m1","kwh":0.25}"#), Ok(Pushed::Row));
+//! let error = decoder.push(br#"{"meter":"m1","kwh":{}}"#).unwrap_err();
+//! assert_eq!(error.to_string(), "expected a number (DOUBLE) at byte 20, column kwh");
+//!
+//! let batch = decoder.finish();
+//! let encoder = JsonEncoder::new(schema, JsonOptions::default())?;
+//! assert_eq!(encoder.encode(&batch), b"{\"kwh\":0.25}\n");
+//! # Ok::<(), weir_connect::json::UnsupportedType>(())
+//! ```
+//!
 //! # How it is fast
 //! `scan.rs` knows the grammar and `column.rs` the types. `decode.rs` takes any message in two
 //! passes, places first and then values, because the last of repeated names wins. `layout.rs` bets

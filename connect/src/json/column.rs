@@ -438,7 +438,12 @@ impl Column {
     }
 
     /// Appends a scalar; false stands for NULL, which has its entry then.
-    fn convert(&mut self, b: &[u8], value: Value, spare: &mut Vec<u8>) -> Result<bool, Reason> {
+    pub(super) fn convert(
+        &mut self,
+        b: &[u8],
+        value: Value,
+        spare: &mut Vec<u8>,
+    ) -> Result<bool, Reason> {
         let expected = Reason::Expected(self.data.expects());
         let source = match value.kind {
             Kind::Number => value.source(b),

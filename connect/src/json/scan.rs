@@ -285,3 +285,29 @@ impl Brackets {
         self.bits[last / 64] >> (last % 64) & 1 == 1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bytes_at_a_time_see_what_one_at_a_time_sees() {
+        let naive = |b: &[u8], pos: usize, also: u64| {
+            let special = |&c: &u8| {
+                c == b'"' || c == b'\\' || c < 0x20 || (also == BEYOND_ASCII && c >= 0x80)
+            };
+            b[pos..].iter().position(special).map_or(b.len(), |n| pos + n)
+        };
+        // Two bytes of any kind in plain text: the second one must not hide or fake the first.
+        for (first, second) in (0..=255).flat_map(|a| (0..=255).map(move |b| (a, b))) {
+            for place in [0, 3, 6, 7, 8, 15, 17] {
+                let mut text = *b"plain text of 20 by.";
+                (text[place], text[place + 1]) = (first, second);
+                for (pos, also) in [(0, 0), (0, BEYOND_ASCII), (1, 0), (5, BEYOND_ASCII)] {
+                    let (fast, slow) = (plain(&text, pos, also), naive(&text, pos, also));
+                    assert_eq!(fast, slow, "{first:#x} {second:#x} at {place} from {pos}");
+                }
+            }
+        }
+    }
+}

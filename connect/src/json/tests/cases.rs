@@ -219,6 +219,21 @@ fn each_case_alone() {
 }
 
 #[test]
+fn each_case_after_a_row_of_the_plainest_layout() {
+    for case in &cases() {
+        // All columns in order, NULL, without white space: many refused cases are built like it.
+        let members: Vec<String> =
+            case.schema.iter().map(|(name, _)| format!("{}:null", json!(name))).collect();
+        let plainest = format!("{{{}}}", members.join(","));
+        let mut decoder = decoder_for(case);
+        assert_eq!(decoder.push(plainest.as_bytes()), Ok(Pushed::Row), "{}", case.id);
+        let expected = push(&mut decoder, case);
+        let rows = rows(&decoder.finish());
+        assert_eq!(rows[1..], Vec::from_iter(expected), "{}", case.id);
+    }
+}
+
+#[test]
 fn cases_of_one_schema_together_there_and_back() {
     let all = cases();
     let mut by_schema: BTreeMap<String, Vec<&Case>> = BTreeMap::new();

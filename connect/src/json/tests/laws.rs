@@ -7,6 +7,8 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use proptest::prelude::*;
 
+use super::super::column::{Columns, Data};
+use super::super::scan;
 use super::super::{JsonDecoder, JsonEncoder, JsonOptions, Pushed, RowError, TimestampStandard};
 use super::{column, list, map, row, schema};
 
@@ -269,7 +271,62 @@ proptest! {
         }
         let back = second.finish();
         prop_assert_eq!(text_of(&back), text_of(&batch));
-        prop_assert_eq!(encoder.encode(&back), lines);
+        prop_assert_eq!(encoder.encode(&back), &lines[..]);
+        let last = encoder.encode(&batch.slice(batch.num_rows() - 1, 1));
+        prop_assert!(lines.ends_with(&last), "a slice is written as what it is part of");
+    }
+}
+
+/// The source text of a value that the fast conversions might take.
+fn simple_value() -> impl Strategy<Value = String> {
+    let time = "20[0-9]{2}-[01][0-9]-[0-3][0-9][T ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]";
+    prop_oneof![
+        "-?(0|[1-9][0-9]{0,11})\\.[0-9]{1,12}",
+        "-?(0|[1-9][0-9]{0,20})(\\.[0-9]{1,22})?([eE][+-]?[0-9]{1,2})?",
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<i32>().prop_map(|n| (i64::from(n) * 2).to_string()),
+        (time, "(\\.[0-9]{0,10})?Z?").prop_map(|(time, rest)| format!("\"{time}{rest}\"")),
+        "\"[a-zäß€😀]{0,20}\"",
+    ]
+}
+
+/// The values of a column, without what it remembers.
+fn values_of(data: &Data) -> String {
+    match data {
+        Data::Timestamp { values, .. } => format!("{values:?}"),
+        data => format!("{data:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8192))]
+
+    #[test]
+    fn fast_conversions_agree(source in simple_value(), options in options()) {
+        let utc = || Some("UTC".into());
+        let types = [
+            DataType::Float64,
+            DataType::Int64,
+            DataType::Int32,
+            DataType::Timestamp(TimeUnit::Millisecond, None),
+            DataType::Timestamp(TimeUnit::Microsecond, utc()),
+            DataType::Timestamp(TimeUnit::Nanosecond, utc()),
+        ];
+        let b = source.as_bytes();
+        let value = scan::value(b, 0, 0);
+        for data_type in types {
+            let one = schema(vec![column("a", data_type)]);
+            let mut fast = Columns::new(&one, &options).expect("a type");
+            let mut careful = Columns::new(&one, &options).expect("a type");
+            if let Some(end) = fast.all[1].append_fast(b, 0) {
+                // Where the number goes on in a way JSON has not, the next literal cannot follow.
+                let Ok(value) = value else { continue };
+                prop_assert_eq!(end, value.end);
+                prop_assert_eq!(careful.all[1].convert(b, value, &mut vec![]), Ok(true));
+                let (fast, careful) = (&fast.all[1].data, &careful.all[1].data);
+                prop_assert_eq!(values_of(fast), values_of(careful), "{}", source);
+            }
+        }
     }
 }
 
