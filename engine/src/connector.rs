@@ -1,9 +1,9 @@
 //! What a table is to a connector, and how connectors say what they cannot do.
 //!
-//! The SQL front end makes a [`TableSpec`] of CREATE TABLE; the composition root finds the connector
-//! by name and asks it for a [`Source`](crate::source::Source) or a [`Sink`](crate::sink::Sink).
-//! Complaints about options come back as [`OptionError`]s, which the front end turns into messages
-//! with a place in the script.
+//! The SQL front end makes a [`TableSpec`] of CREATE TABLE; the composition root finds the
+//! connector by name and asks it for a [`Source`](crate::source::Source) or a
+//! [`Sink`](crate::sink::Sink). Complaints about options come back as [`OptionError`]s, which the
+//! front end turns into messages with a place in the script.
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,8 @@ use crate::source::Source;
 pub struct ColumnSpec {
     /// Name, case-sensitive.
     pub name: String,
-    /// Arrow type. TIMESTAMP(p) is a timestamp without zone, TIMESTAMP_LTZ(p) one in `UTC`; p ≤ 3 is
-    /// in milliseconds, ≤ 6 in microseconds, ≤ 9 in nanoseconds.
+    /// Arrow type. TIMESTAMP(p) is a timestamp without zone, TIMESTAMP_LTZ(p) one in `UTC`; p ≤ 3
+    /// is in milliseconds, ≤ 6 in microseconds, ≤ 9 in nanoseconds.
     pub data_type: DataType,
     /// Whether NULL is allowed.
     pub nullable: bool,
@@ -33,8 +33,8 @@ pub struct ColumnSpec {
 pub struct TableSpec {
     /// Name.
     pub name: String,
-    /// Physical and metadata columns in the order of declaration. For a source: those that the query
-    /// needs, in this order, and no others.
+    /// Physical and metadata columns in the order of declaration. For a source: those that the
+    /// query needs, in this order, and no others.
     pub columns: Vec<ColumnSpec>,
     /// The WITH options. `connector` is among them.
     pub options: BTreeMap<String, String>,

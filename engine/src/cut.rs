@@ -1,14 +1,14 @@
 //! Cuts: what closes an epoch, and what every worker concludes from them.
 //!
 //! # Invariant
-//! Each worker closes an epoch for its own splits and sends its part to all workers. The state after
-//! epoch e is a function of all parts up to e alone, so every worker computes the same watermarks and,
-//! in a replay, the same decision about what is read next.
+//! Each worker closes an epoch for its own splits and sends its part to all workers. The state
+//! after epoch e is a function of all parts up to e alone, so every worker computes the same
+//! watermarks and, in a replay, the same decision about what is read next.
 //!
 //! # Watermark of a source
-//! The least mark over its splits that are neither idle nor finished; it never goes back; it is unset
-//! until every planned split has reported, and final once all have finished. A table that is read
-//! before the streams start never holds one: its watermark is final from the beginning.
+//! The least mark over its splits that are neither idle nor finished; it never goes back; it is
+//! unset until every planned split has reported, and final once all have finished. A table that is
+//! read before the streams start never holds one: its watermark is final from the beginning.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -24,8 +24,8 @@ pub type Evaluated = Result<ArrayRef, Vec<RowFailure>>;
 
 /// A compiled scalar expression.
 ///
-/// `evaluate` gives a column with one value a row. Where some rows fail, it gives *all* failing rows,
-/// so that the caller can set them aside and evaluate the rest.
+/// `evaluate` gives a column with one value a row. Where some rows fail, it gives *all* failing
+/// rows, so that the caller can set them aside and evaluate the rest.
 pub trait Expression: Debug + Send + Sync {
     /// The type of the column.
     fn data_type(&self) -> DataType;

@@ -1,9 +1,10 @@
 //! Lifting a job's graph into timely, and running it on P processes of T workers.
 //!
-//! Every worker builds the same dataflow: one driver that makes the epochs, one operator that resolves
-//! cuts into watermarks, one adapter an operator core, one a sink. Watermarks do not travel from
-//! operator to operator: the watermark of an edge is a function of the watermarks of the sources, which
-//! every worker knows from the cuts, so each adapter computes those of its own inputs.
+//! Every worker builds the same dataflow: one driver that makes the epochs, one operator that
+//! resolves cuts into watermarks, one adapter an operator core, one a sink. Watermarks do not
+//! travel from operator to operator: the watermark of an edge is a function of the watermarks of
+//! the sources, which every worker knows from the cuts, so each adapter computes those of its own
+//! inputs.
 
 mod adapter;
 mod carrier;
@@ -89,8 +90,8 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// Runs a job to its end on this process's workers. `build` is called once a worker.
 ///
-/// Returns when all sources have ended or were stopped and all sinks have committed, or with the first
-/// cause of a failure.
+/// Returns when all sources have ended or were stopped and all sinks have committed, or with the
+/// first cause of a failure.
 pub fn run(
     cluster: &Cluster,
     job: JobInput,

@@ -36,7 +36,8 @@ pub struct Edge {
 pub enum Outlet {
     /// Results.
     Rows,
-    /// Late rows: the input's columns, then `late_reason` STRING, `mark` TIMESTAMP(3), `late_by` BIGINT.
+    /// Late rows: the input's columns, then `late_reason` STRING, `mark` TIMESTAMP(3), `late_by`
+    /// BIGINT.
     Late,
     /// Dead letters: see [`dead_letter_schema`].
     Dead,
@@ -69,8 +70,8 @@ pub struct SourceNode {
     pub schema: SchemaRef,
     /// Event time, if the table has a watermark.
     pub time: Option<SourceTime>,
-    /// Whether it is read to its end before other sources start (a bounded table of a temporal join).
-    /// Such a source never holds a watermark.
+    /// Whether it is read to its end before other sources start (a bounded table of a temporal
+    /// join). Such a source never holds a watermark.
     pub table_first: bool,
     /// Whether dead letters are wanted.
     pub dead_letters: bool,

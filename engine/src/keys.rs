@@ -1,18 +1,18 @@
 //! Keys as bytes, and the 256 key groups that they map to for ever.
 //!
 //! # Encoding
-//! A key is the concatenation of its columns' encodings; each starts with a tag byte (0 for NULL) so
-//! that no two different keys share bytes:
-//! - integers, dates, times, timestamps, booleans: tag 1, then the value as 8 bytes big-endian with the
-//!   sign bit flipped;
+//! A key is the concatenation of its columns' encodings; each starts with a tag byte (0 for NULL)
+//! so that no two different keys share bytes:
+//! - integers, dates, times, timestamps, booleans: tag 1, then the value as 8 bytes big-endian with
+//!   the sign bit flipped;
 //! - floats: tag 2, then the bits of the double, ordered (-0.0 is written as 0.0, NaN as one NaN);
 //! - strings and bytes: tag 3, the bytes with each 0x00 written as 0x00 0xff, then 0x00 0x00;
 //! - decimals: tag 4, scale, then 16 bytes big-endian with the sign bit flipped;
 //! - rows, lists, maps: tag 5, then the elements' encodings, then tag 0xff.
 //!
 //! Byte order is value order within a type, so "in order of key bytes" is what a user expects. The
-//! encoding and the hash (XXH3-64, seed 0x77656972) are part of the on-disk format: golden values in
-//! the tests must never change.
+//! encoding and the hash (XXH3-64, seed 0x77656972) are part of the on-disk format: golden values
+//! in the tests must never change.
 
 use arrow::array::*;
 use arrow::datatypes::*;

@@ -5,8 +5,8 @@
 //! future guard holds back do not count. It depends on the split's rows alone.
 //!
 //! # Cost
-//! One pass that keeps a running maximum and looks whether any row has `ts <= mark + 1`; only then a
-//! second pass writes the marks down. About a nanosecond a row for data that is nearly in order.
+//! One pass that keeps a running maximum and looks whether any row has `ts <= mark + 1`; only then
+//! a second pass writes the marks down. About a nanosecond a row for data that is nearly in order.
 
 use crate::time::{MARK_NONE, Millis, mark_less};
 
@@ -89,8 +89,8 @@ impl SplitMark {
         times.iter().enumerate().map(mark_of).collect()
     }
 
-    /// The mark before which a split holds the watermark until it is read, given its first rows: the
-    /// first event time that can move the mark, less the delay and one millisecond.
+    /// The mark before which a split holds the watermark until it is read, given its first rows:
+    /// the first event time that can move the mark, less the delay and one millisecond.
     pub fn hold(&self, times: &[Millis], arrivals: Option<&[Millis]>) -> Option<Millis> {
         let movable = |row: &usize| !self.guarded(times[*row], arrivals.map(|a| a[*row]));
         let first = (0..times.len()).find(movable)?;

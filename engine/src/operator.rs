@@ -1,17 +1,17 @@
 //! What an operator is to the engine: a pure core that takes rows and watermarks and gives rows.
 //!
 //! # Contract
-//! The engine drives one core a worker. For each epoch, in order: any number of `push` calls with the
-//! epoch's rows, in any order between chunks; then one `advance`. `push` is only called for an epoch
-//! when the one before is complete. A result may depend on the *set* of rows of an epoch, never on the
-//! order in which chunks of different splits arrive.
+//! The engine drives one core a worker. For each epoch, in order: any number of `push` calls with
+//! the epoch's rows, in any order between chunks; then one `advance`. `push` is only called for an
+//! epoch when the one before is complete. A result may depend on the *set* of rows of an epoch,
+//! never on the order in which chunks of different splits arrive.
 //!
 //! `advance` fires windows and timers in order of (time, key bytes). What is emitted in `push` or
 //! `advance` belongs to that epoch.
 //!
 //! # Snapshots
-//! `snapshot` writes the whole state as Arrow rows, per key group, without changing it. `restore` is
-//! called on a fresh core, before anything else, with the parts of all its key groups, possibly
+//! `snapshot` writes the whole state as Arrow rows, per key group, without changing it. `restore`
+//! is called on a fresh core, before anything else, with the parts of all its key groups, possibly
 //! written by several workers. Restoring and going on gives what going on would have given.
 
 use arrow::array::RecordBatch;
@@ -91,7 +91,8 @@ pub struct Counts {
 pub struct StatePart {
     /// What the piece is, chosen by the operator, for instance `pane`.
     pub kind: &'static str,
-    /// The key groups that it belongs to; parts of other key groups than the worker's are not restored.
+    /// The key groups that it belongs to; parts of other key groups than the worker's are not
+    /// restored.
     pub key_groups: KeyGroups,
     /// The state.
     pub rows: RecordBatch,
@@ -122,7 +123,8 @@ pub trait Operator {
     /// Takes up the end of an epoch: all its rows have been pushed.
     fn advance(&mut self, end: EpochEnd<'_>, out: &mut Output) -> Result<(), OperatorError>;
 
-    /// The watermark of the output, given those of the inputs: their minimum less what is held back.
+    /// The watermark of the output, given those of the inputs: their minimum less what is held
+    /// back.
     fn output_watermark(&self, inputs: &[Millis]) -> Millis;
 
     /// The whole state, in a stable order.

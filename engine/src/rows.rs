@@ -1,13 +1,13 @@
 //! Rows as they travel: an Arrow batch, how often each row counts, and where it came from.
 //!
 //! # Invariants
-//! `diffs` and `provenance`, where present, have exactly one entry a row. `None` for `diffs` means all
-//! +1. `None` for `provenance` means that no row of the chunk is a straggler: every row has
-//! `ts > mark + 1`, so nothing downstream depends on its mark.
+//! `diffs` and `provenance`, where present, have exactly one entry a row. `None` for `diffs` means
+//! all +1. `None` for `provenance` means that no row of the chunk is a straggler: every row has `ts
+//! > mark + 1`, so nothing downstream depends on its mark.
 //!
 //! # Why the one extra millisecond
-//! A session's rule compares an earlier row's `ts + gap - 1` with a later row's mark. For a later row
-//! no more than the gap away, that can only matter if its own `ts - 1` is not above its mark.
+//! A session's rule compares an earlier row's `ts + gap - 1` with a later row's mark. For a later
+//! row no more than the gap away, that can only matter if its own `ts - 1` is not above its mark.
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::buffer::ScalarBuffer;
@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use crate::time::Millis;
 
-/// Identifies a split within a job: the source's place in the plan, and the split's own number there.
+/// Identifies a split within a job: the source's place in the plan, and the split's own number
+/// there.
 ///
-/// The number is the source's (Kafka partition, MQTT slot, place of a file in path order), so that it
-/// does not depend on which worker or generation reads it. It orders rows of equal event time.
+/// The number is the source's (Kafka partition, MQTT slot, place of a file in path order), so that
+/// it does not depend on which worker or generation reads it. It orders rows of equal event time.
 #[derive(
     Clone,
     Copy,
@@ -74,7 +75,8 @@ pub enum Origin {
         /// Offset at or before that of the first row, above that of the chunk before.
         offset: u64,
     },
-    /// Made by an operator at this event time (a window's end); sinks order by it, then by whole row.
+    /// Made by an operator at this event time (a window's end); sinks order by it, then by whole
+    /// row.
     FiredAt(Millis),
     /// Made by an operator; sinks order such rows by the whole row.
     #[default]

@@ -1,22 +1,22 @@
 //! Sinks: connectors that take the rows of complete epochs on an I/O thread of their own.
 //!
 //! # Contract
-//! - A sink has a fixed number of shards. Rows go to shards by primary key, else by split, else all to
-//!   shard 0; a shard is written by one worker at a time, its rows in an order that depends on the cuts
-//!   alone.
-//! - [`SinkWriter::write`] takes the rows of one epoch; returning means *accepted*: in a bounded buffer
-//!   or a staged part. It blocks (or retries inside, with back-off, visibly through
+//! - A sink has a fixed number of shards. Rows go to shards by primary key, else by split, else all
+//!   to shard 0; a shard is written by one worker at a time, its rows in an order that depends on
+//!   the cuts alone.
+//! - [`SinkWriter::write`] takes the rows of one epoch; returning means *accepted*: in a bounded
+//!   buffer or a staged part. It blocks (or retries inside, with back-off, visibly through
 //!   [`SinkReport::notice`]) while the world is not ready; the queue before it is bounded, so the
 //!   sources stop in the end.
-//! - [`SinkWriter::end_epoch`] follows each epoch, also one without rows; it may close files by size and
-//!   by age in recorded time, and commit. What it returns as committed is durable.
-//! - [`SinkWriter::flush`] is called when no epoch has come for a while, so that buffers that only wait
-//!   for company are written.
+//! - [`SinkWriter::end_epoch`] follows each epoch, also one without rows; it may close files by
+//!   size and by age in recorded time, and commit. What it returns as committed is durable.
+//! - [`SinkWriter::flush`] is called when no epoch has come for a while, so that buffers that only
+//!   wait for company are written.
 //! - [`SinkWriter::finish`] commits everything; then the writer is dropped.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::connector::ConnectorError;
@@ -30,8 +30,8 @@ pub trait Sink: Send + Sync {
     /// Whether it can carry updates and deletions.
     fn accepts_retractions(&self) -> bool;
 
-    /// Opens a shard for writing. Runs on the shard's I/O thread. An error here, or a server that was
-    /// never reached within about 20 s, ends the job.
+    /// Opens a shard for writing. Runs on the shard's I/O thread. An error here, or a server that
+    /// was never reached within about 20 s, ends the job.
     fn open(
         &self,
         shard: u32,
@@ -76,6 +76,7 @@ pub struct SinkReport {
     /// Bytes written.
     pub bytes: AtomicU64,
     notice: Mutex<Option<String>>,
+    given_up: AtomicBool,
 }
 
 impl SinkReport {
@@ -84,6 +85,16 @@ impl SinkReport {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Nobody waits for the shard any more: its retries end with an error.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether retries are to end.
+    pub fn given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// What a person should know now (`retrying: connection refused`), or nothing.

@@ -1,17 +1,19 @@
 //! Sources: connectors that fill one bounded queue a split from I/O threads.
 //!
 //! # Contract
-//! - [`Source::splits`] is asked once, before the job starts, on the process that plans it; the answer
-//!   travels with the job. A split's `number` is the source's own (partition, slot, place in path order).
-//! - [`Source::open`] is called once a worker that owns at least one split, with that worker's splits
-//!   only. It starts its I/O threads and returns at once; what goes wrong later is reported through
-//!   [`SplitQueue::fail`]. The handle ends the threads when dropped.
-//! - The reader pushes [`Chunk`]s of a split in the split's order. [`SplitQueue::push`] blocks while the
-//!   queue is full; a thread that serves several splits asks [`SplitQueue::has_room`] first and pauses
-//!   what has none. A reader never drops, reorders or invents a row.
+//! - [`Source::splits`] is asked once, before the job starts, on the process that plans it; the
+//!   answer travels with the job. A split's `number` is the source's own (partition, slot, place in
+//!   path order).
+//! - [`Source::open`] is called once a worker that owns at least one split, with that worker's
+//!   splits only. It starts its I/O threads and returns at once; what goes wrong later is reported
+//!   through [`SplitQueue::fail`]. The handle ends the threads when dropped.
+//! - The reader pushes [`Chunk`]s of a split in the split's order. [`SplitQueue::push`] blocks
+//!   while the queue is full; a thread that serves several splits asks [`SplitQueue::has_room`]
+//!   first and pauses what has none. A reader never drops, reorders or invents a row.
 //! - Rows that cannot be decoded are part of the chunk, as [`BadRow`]s.
 //! - A reader says [`SplitQueue::finish`] after the last chunk of a bounded split, and keeps
-//!   [`SplitQueue::at_end`] and [`SplitQueue::connected`] true to the facts: idleness depends on them.
+//!   [`SplitQueue::at_end`] and [`SplitQueue::connected`] true to the facts: idleness depends on
+//!   them.
 //! - Lazy splits (`SplitSpec::lazy`, files) are read only once [`SplitQueue::wanted`] says so.
 //!
 //! The worker takes chunks with [`SplitQueue::pop`], whole or in part.
@@ -39,8 +41,8 @@ pub struct SplitSpec {
     pub bounded: bool,
     /// Whether it is only read once the engine wants it (files).
     pub lazy: bool,
-    /// For an archive that carries its splits as a column (`Chunk::split_column`): the numbers of all
-    /// splits that it holds, so that each of them counts in the watermark from the start.
+    /// For an archive that carries its splits as a column (`Chunk::split_column`): the numbers of
+    /// all splits that it holds, so that each of them counts in the watermark from the start.
     pub carries: Vec<u64>,
     /// Whatever else the connector needs to open it, in a form of its own.
     pub detail: serde_json::Value,
@@ -54,9 +56,9 @@ pub trait Source: Send + Sync {
     /// Starts to read these splits into their queues.
     fn open(&self, queues: Vec<Arc<SplitQueue>>) -> Result<Box<dyn SourceHandle>, ConnectorError>;
 
-    /// The first rows of a lazy split (at least one good row unless there is none), so that its first
-    /// mark is known before it is opened; `None` where the split has no row. May be called from any
-    /// thread, before and after `open`.
+    /// The first rows of a lazy split (at least one good row unless there is none), so that its
+    /// first mark is known before it is opened; `None` where the split has no row. May be called
+    /// from any thread, before and after `open`.
     fn peek(&self, split: &SplitSpec) -> Result<Option<Chunk>, ConnectorError>;
 
     /// What EXPLAIN says of it: what survives what.
@@ -95,14 +97,15 @@ pub struct Chunk {
     pub diffs: Option<ScalarBuffer<i64>>,
     /// Offset of each row.
     pub offsets: Offsets,
-    /// Arrival of each row in milliseconds, where the source knows it; `None` switches the guard off.
+    /// Arrival of each row in milliseconds, where the source knows it; `None` switches the guard
+    /// off.
     pub arrivals: Option<ScalarBuffer<i64>>,
     /// Rows that could not be read, by offset.
     pub bad: Vec<BadRow>,
     /// The offset that follows all that this chunk stands for, bad and skipped rows included.
     pub next_offset: u64,
-    /// For an archive that carries its splits as columns: the split number of each row, replacing the
-    /// queue's. Rows of one split are in its order.
+    /// For an archive that carries its splits as columns: the split number of each row, replacing
+    /// the queue's. Rows of one split are in its order.
     pub split_column: Option<ScalarBuffer<u64>>,
 }
 
@@ -235,7 +238,8 @@ impl std::fmt::Debug for SplitQueue {
 }
 
 impl SplitQueue {
-    /// An empty queue that holds at most about `limit` bytes (one chunk more than that at the most).
+    /// An empty queue that holds at most about `limit` bytes (one chunk more than that at the
+    /// most).
     pub fn bounded(split: SplitSpec, limit: usize) -> Arc<SplitQueue> {
         Arc::new(SplitQueue {
             wanted: AtomicBool::new(!split.lazy),
@@ -264,7 +268,8 @@ impl SplitQueue {
 
     // Reader's side ------------------------------------------------------------------------------
 
-    /// Adds a chunk, waiting while the queue is full. False: nobody wants it any more, stop reading.
+    /// Adds a chunk, waiting while the queue is full. False: nobody wants it any more, stop
+    /// reading.
     #[must_use]
     pub fn push(&self, chunk: Chunk) -> bool {
         let bytes = chunk.bytes();
@@ -291,7 +296,8 @@ impl SplitQueue {
         state.bytes < self.limit || state.closed
     }
 
-    /// Waits until there is room, the queue is closed, or the time is over; says whether there is room.
+    /// Waits until there is room, the queue is closed, or the time is over; says whether there is
+    /// room.
     pub fn wait_room(&self, time: Duration) -> bool {
         let state = self.lock();
         let waited =
@@ -361,7 +367,8 @@ impl SplitQueue {
         let front = state.chunks.front_mut()?;
         let whole = front.len() <= rows_max;
         let chunk = if whole { state.chunks.pop_front()? } else { front.split_front(rows_max) };
-        // A slice counts by its share, so what was added is what is taken away, give or take rounding.
+        // A slice counts by its share, so what was added is what is taken away, give or take
+        // rounding.
         state.bytes = state.bytes.saturating_sub(chunk.bytes());
         if state.chunks.is_empty() {
             state.bytes = 0;

@@ -1,7 +1,7 @@
 //! Event time, epochs and watermarks as plain numbers with names.
 //!
-//! Event times, marks and watermarks are milliseconds since 1970-01-01T00:00:00Z in an `i64`. Epochs
-//! are engine milliseconds in a `u64`: the timely timestamp. The two never mix.
+//! Event times, marks and watermarks are milliseconds since 1970-01-01T00:00:00Z in an `i64`.
+//! Epochs are engine milliseconds in a `u64`: the timely timestamp. The two never mix.
 
 /// Event time, mark or watermark in milliseconds since the Unix epoch.
 pub type Millis = i64;

@@ -1,10 +1,10 @@
 //! The one adapter that lifts an operator core into timely.
 //!
 //! # Application
-//! Rows of epoch e are pushed once everything before e is complete, also while e is still open; when e
-//! is complete on all inputs and its cut is known, `advance` is called and what the core made goes out
-//! at e. The adapter holds a capability for each epoch that has rows or a cut, and drops it after
-//! `advance`.
+//! Rows of epoch e are pushed once everything before e is complete, also while e is still open;
+//! when e is complete on all inputs and its cut is known, `advance` is called and what the core
+//! made goes out at e. The adapter holds a capability for each epoch that has rows or a cut, and
+//! drops it after `advance`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,12 +1,13 @@
-//! The timely container that carries a [`Delta`]: moved between threads, Arrow IPC between processes.
+//! The timely container that carries a [`Delta`]: moved between threads, Arrow IPC between
+//! processes.
 //!
 //! # Invariant
 //! `record_count` is the number of rows, so that splitting a chunk by rows keeps timely's counts.
 //!
 //! # Form between processes
-//! `u64` body length, `u64` origin tag, `u64` split or time, `u64` offset; then one Arrow IPC stream
-//! (schema and batch) padded to 8 bytes. The receiver reads it without a copy; what it keeps in state
-//! it copies itself.
+//! `u64` body length, `u64` origin tag, `u64` split or time, `u64` offset; then one Arrow IPC
+//! stream (schema and batch) padded to 8 bytes. The receiver reads it without a copy; what it keeps
+//! in state it copies itself.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;

@@ -1,15 +1,16 @@
-//! The one timely operator that makes a job's epochs on a worker: it takes chunks from the queues of
-//! the worker's splits, gives their rows to the dataflow, and closes the epochs with cuts.
+//! The one timely operator that makes a job's epochs on a worker: it takes chunks from the queues
+//! of the worker's splits, gives their rows to the dataflow, and closes the epochs with cuts.
 //!
 //! # Live
-//! An epoch is open until its time is over, its rows are enough, or another worker is seen ahead; its
-//! number is the clock in milliseconds on the grid of the interval, and never below what was seen.
-//! An epoch in which nothing changed is passed over without a part, so an idle job costs nothing.
+//! An epoch is open until its time is over, its rows are enough, or another worker is seen ahead;
+//! its number is the clock in milliseconds on the grid of the interval, and never below what was
+//! seen. An epoch in which nothing changed is passed over without a part, so an idle job costs
+//! nothing.
 //!
 //! # Replay
 //! Epochs count from 1. What is read in epoch e was decided by every worker alike from the cut of
-//! epoch e − LEAD, so it depends on files and options alone. A worker reads its own splits' share of
-//! the decision and closes the epoch when it has all of it, however long that takes.
+//! epoch e − LEAD, so it depends on files and options alone. A worker reads its own splits' share
+//! of the decision and closes the epoch when it has all of it, however long that takes.
 //!
 //! # Back-pressure
 //! A worker is at most `AHEAD_EPOCHS_MAX` epochs and `AHEAD_BYTES_MAX` ahead of what all sinks have

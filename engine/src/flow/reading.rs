@@ -265,7 +265,8 @@ fn times(rows: &RecordBatch, column: usize) -> &TimestampMillisecondArray {
     rows.column(column).as_primitive::<TimestampMillisecondType>()
 }
 
-/// A batch of these columns; where a column is a dictionary of the type in the schema, it stays one.
+/// A batch of these columns; where a column is a dictionary of the type in the schema, it stays
+/// one.
 pub(crate) fn batch_of(
     schema: &arrow::datatypes::SchemaRef,
     columns: Vec<ArrayRef>,

@@ -1,7 +1,7 @@
 //! A shard's I/O thread and the bounded queue before it.
 //!
-//! What is in the queue counts as accepted; the queue takes no further epoch while it holds more than
-//! `QUEUE_BYTES_MAX`, so a sink that stalls stops the sources in the end, and never memory.
+//! What is in the queue counts as accepted; the queue takes no further epoch while it holds more
+//! than `QUEUE_BYTES_MAX`, so a sink that stalls stops the sources in the end, and never memory.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
@@ -74,8 +74,8 @@ impl ShardQueue {
         self.news.notify_all();
     }
 
-    /// The newest committed epoch, whether all epochs that were pushed are committed, and whether the
-    /// thread is done.
+    /// The newest committed epoch, whether all epochs that were pushed are committed, and whether
+    /// the thread is done.
     pub(crate) fn progress(&self) -> (Option<Epoch>, bool) {
         let state = self.lock();
         (state.committed, state.done)

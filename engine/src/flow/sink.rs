@@ -1,8 +1,9 @@
 //! The adapter between the dataflow and a sink's shards.
 //!
 //! # Order
-//! Rows of an epoch go to a shard in an order that depends on the cuts alone: chunks that come straight
-//! from splits by (split, offset), then rows that operators made by event time and by whole row.
+//! Rows of an epoch go to a shard in an order that depends on the cuts alone: chunks that come
+//! straight from splits by (split, offset), then rows that operators made by event time and by
+//! whole row.
 //!
 //! # Progress
 //! Two streams without rows say how far the sink is: the frontier of the first passes e once e is
