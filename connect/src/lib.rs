@@ -6,4 +6,5 @@
 pub mod json;
 pub mod options;
 pub mod retry;
+pub mod store;
 pub mod tls;

@@ -1,0 +1,164 @@
+//! The same laws for local folders and memory; messages of what goes wrong.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use expect_test::expect;
+
+fn check_laws(url: &str) {
+    let store = Store::open(url, &StoreOptions::none()).unwrap();
+    assert_eq!(store.kind("").unwrap(), Kind::Nothing);
+    assert_eq!(store.list("").unwrap(), []);
+    for path in ["b.json", "a/z.json", "a/b/c.json", ".hidden", "a b/ü%20.json"] {
+        let put = store.put(path, path.as_bytes().to_vec(), PutMode::Replace).unwrap();
+        assert_eq!(put, PutOutcome::Written);
+    }
+    let listed = |path: &str| -> Vec<String> {
+        store.list(path).unwrap().into_iter().map(|e| format!("{} {}", e.path, e.size)).collect()
+    };
+    assert_eq!(
+        listed(""),
+        ["a b/ü%20.json 14", "a/b/c.json 10", "a/z.json 8", "b.json 6"],
+        "{url}"
+    );
+    assert_eq!(listed("a"), ["a/b/c.json 10", "a/z.json 8"]);
+    assert_eq!(listed("b.json"), ["b.json 6"]);
+    assert_eq!(store.kind("a").unwrap(), Kind::Folder);
+    assert_eq!(store.kind("a/z.json").unwrap(), Kind::File(8));
+    assert_eq!(store.read_all("a b/ü%20.json").unwrap(), "a b/ü%20.json".as_bytes());
+    assert_eq!(store.read("a/b/c.json", 2..5).unwrap(), &b"b/c"[..]);
+
+    let again = store.put("b.json", "other", PutMode::IfAbsent).unwrap();
+    assert_eq!(again, PutOutcome::AlreadyThere);
+    assert_eq!(store.read_all("b.json").unwrap(), &b"b.json"[..]);
+    let fresh = store.put("new.json", "new", PutMode::IfAbsent).unwrap();
+    assert_eq!(fresh, PutOutcome::Written);
+
+    check_uploads(&store);
+    store.delete("b.json").unwrap();
+    store.delete("b.json").unwrap();
+    assert_eq!(store.kind("b.json").unwrap(), Kind::Nothing);
+    let single = Store::open(&format!("{url}/new.json"), &StoreOptions::none()).unwrap();
+    assert_eq!(single.list("").unwrap(), [Entry { path: String::new(), size: 3 }]);
+    assert_eq!(single.read_all("").unwrap(), &b"new"[..]);
+    assert_eq!(single.name(""), format!("{url}/new.json"));
+    store.probe_write().unwrap();
+}
+
+fn check_uploads(store: &Store) {
+    let part: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    let mut upload = store.upload("parts/big.bin").unwrap();
+    for _ in 0..7 {
+        upload.append(&part).unwrap();
+    }
+    assert_eq!(store.kind("parts/big.bin").unwrap(), Kind::Nothing, "seen before its end");
+    assert_eq!(upload.finish().unwrap(), 21_000_000);
+    assert_eq!(store.read_all("parts/big.bin").unwrap(), part.repeat(7));
+    let mut given_up = store.upload("parts/other.bin").unwrap();
+    given_up.append(b"x").unwrap();
+    drop(given_up);
+    assert_eq!(store.list("parts").unwrap().len(), 1);
+}
+
+#[test]
+fn folders_and_memory_behave_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    check_laws(&format!("{}/below/here", folder.path().display()));
+    check_laws(&format!("file://{}/url", folder.path().display()));
+    check_laws("memory://laws/some/prefix");
+    let left = std::fs::read_dir(folder.path().join("below/here")).unwrap();
+    let staged =
+        left.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "part"));
+    assert_eq!(staged.count(), 0);
+}
+
+#[test]
+fn memory_is_shared_by_name() {
+    let put = Store::open("memory://shared/a", &StoreOptions::none()).unwrap();
+    put.put("x", "1", PutMode::Replace).unwrap();
+    let all = Store::open("memory://shared", &StoreOptions::none()).unwrap();
+    assert_eq!(all.list("").unwrap(), [Entry { path: "a/x".into(), size: 1 }]);
+    let other = Store::open("memory://elsewhere", &StoreOptions::none()).unwrap();
+    assert_eq!(other.list("").unwrap(), []);
+}
+
+/// The message, with the folder's own name taken out.
+fn told(error: ConnectorError, folder: &str) -> String {
+    let hint = error.hint.unwrap_or_default();
+    format!("{:?}: {}\n{hint}\n", error.remedy, error.message).replace(folder, "F")
+}
+
+#[test]
+fn messages_say_where_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().to_str().unwrap();
+    let store = Store::open(at, &StoreOptions::none()).unwrap();
+    store.put("readings.jsonl", "{}", PutMode::Replace).unwrap();
+    let missing = Store::open(&format!("{at}/redings.jsonl"), &StoreOptions::none()).unwrap();
+    expect![[r#"
+        Reconfigure: no such file: F/redings.jsonl
+        beside it there is readings.jsonl
+    "#]]
+    .assert_eq(&told(missing.reader("").err().unwrap(), at));
+    expect![[r#"
+        Reconfigure: no such file: F/a/b
+        its folder does not exist either; check 'path'
+    "#]]
+    .assert_eq(&told(store.read_all("a/b").unwrap_err(), at));
+    let under_file = store.put("readings.jsonl/x", "1", PutMode::Replace).unwrap_err();
+    expect![[r#"
+        Reconfigure: cannot write F/readings.jsonl/x: a part of the path is a file, not a folder
+
+    "#]]
+    .assert_eq(&told(under_file, at));
+    let full = Store::open("/dev/full", &StoreOptions::none()).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let error = std::io::Write::write_all(&mut &file, b"x").unwrap_err();
+    expect![[r#"
+        Retry: cannot write /dev/full: no space left on the device
+        free space there
+    "#]]
+    .assert_eq(&told(fault::of_disk(&error, "write", &full.name("")), at));
+}
+
+#[test]
+fn an_s3_url_is_checked_before_it_is_used() {
+    let open = |url: &str, change: &dyn Fn(&mut StoreOptions)| {
+        let mut options = StoreOptions::none();
+        change(&mut options);
+        told(Store::open(url, &options).err().unwrap(), "\0")
+    };
+    let all = [
+        open("gs://bucket/x", &|_| ()),
+        open("s3:///x", &|_| ()),
+        open("s3://b/x", &|o| o.endpoint = Some("http://s3.example.org".into())),
+        open("s3://b/x", &|o| o.access_key = Some("k".into())),
+    ];
+    expect![[r#"
+        Reconfigure: there is no storage called gs://
+        write a local path, s3://bucket/prefix or memory://name/prefix
+
+        Reconfigure: 'path' names no bucket
+        write s3://bucket/prefix
+
+        Reconfigure: the S3 server http://s3.example.org would be reached without TLS
+        use https://, or set 's3.allow-http' = 'true'
+
+        Reconfigure: 's3.access-key' and 's3.secret-key' only work together
+
+    "#]]
+    .assert_eq(&all.join("\n"));
+}
+
+#[test]
+fn an_unreachable_server_is_worth_another_try() {
+    let mut options = StoreOptions::none();
+    options.endpoint = Some("http://127.0.0.1:9".into());
+    options.access_key = Some("k".into());
+    options.secret_key = Some(Secret::new("very-secret"));
+    let store = Store::open("s3://b/x", &options).unwrap();
+    let error = store.list("").unwrap_err();
+    assert_eq!(error.remedy, weir_engine::connector::Remedy::Retry);
+    assert!(error.message.contains("http://127.0.0.1:9 cannot be reached"), "{error}");
+    assert!(error.message.contains("refused"), "{error}");
+    assert!(!format!("{error:?} {options:?}").contains("very-secret"));
+}
