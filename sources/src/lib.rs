@@ -2,3 +2,4 @@
 //! makes an offset log of those that cannot be read again.
 
 pub mod journal;
+pub mod mqtt;
