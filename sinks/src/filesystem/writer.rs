@@ -1,0 +1,150 @@
+//! One shard's open files, one a partition, and when they close.
+//!
+//! # Invariant
+//! Epoch e is committed iff no open file has rows of an epoch ≤ e. What closes, and when, depends on
+//! rows, epochs and recorded times alone.
+
+use arrow::array::RecordBatch;
+use arrow::buffer::ScalarBuffer;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use weir_engine::connector::ConnectorError;
+use weir_engine::sink::{SinkReport, SinkWriter};
+use weir_engine::time::{Epoch, Millis};
+
+use super::encode::{Encoding, FileEncoder};
+use super::partition::Layout;
+use super::target::{Files, Started};
+
+/// When files close.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rolling {
+    /// Bytes.
+    pub(crate) bytes_max: u64,
+    /// Milliseconds of recorded time.
+    pub(crate) age_max: Millis,
+    /// Files open at a time.
+    pub(crate) files_max: usize,
+}
+
+struct OpenFile {
+    started: Started,
+    encoder: FileEncoder,
+    first_epoch: Epoch,
+    /// Recorded time at the end of its first epoch.
+    since: Option<Millis>,
+    rows: u64,
+}
+
+/// Writes one shard.
+pub(crate) struct ShardWriter {
+    shard: u32,
+    files: Box<dyn Files>,
+    layout: Layout,
+    encoding: Encoding,
+    rolling: Rolling,
+    report: Arc<SinkReport>,
+    open: BTreeMap<Arc<str>, OpenFile>,
+    ended: Epoch,
+}
+
+impl ShardWriter {
+    pub(crate) fn over(
+        shard: u32,
+        files: Box<dyn Files>,
+        layout: Layout,
+        encoding: Encoding,
+        rolling: Rolling,
+        report: Arc<SinkReport>,
+    ) -> ShardWriter {
+        let open = BTreeMap::new();
+        ShardWriter { shard, files, layout, encoding, rolling, report, open, ended: 0 }
+    }
+
+    fn append(
+        &mut self,
+        epoch: Epoch,
+        folder: &Arc<str>,
+        rows: &RecordBatch,
+    ) -> Result<(), ConnectorError> {
+        if !self.open.contains_key(folder) {
+            let stem = format!("part-{}-{epoch:020}", self.shard);
+            let (started, file) = self.files.start(folder, &stem, self.encoding.suffix())?;
+            let encoder = self.encoding.start(file).map_err(|e| self.files.failed(&started, &e))?;
+            let opened = OpenFile { started, encoder, first_epoch: epoch, since: None, rows: 0 };
+            self.open.insert(folder.clone(), opened);
+        }
+        if let Some(open) = self.open.get_mut(folder) {
+            open.rows += rows.num_rows() as u64;
+            let written = open.encoder.write(rows);
+            written.map_err(|e| self.files.failed(&open.started, &e))?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, folder: &Arc<str>) -> Result<(), ConnectorError> {
+        let Some(open) = self.open.remove(folder) else { return Ok(()) };
+        let finished = open.encoder.finish();
+        let (file, bytes) = finished.map_err(|e| self.files.failed(&open.started, &e))?;
+        self.files.publish(open.started, file, bytes)?;
+        self.report.committed(open.rows, bytes);
+        Ok(())
+    }
+
+    fn committed(&self) -> Epoch {
+        let oldest = self.open.values().map(|f| f.first_epoch).min();
+        oldest.map_or(self.ended, |first| first.saturating_sub(1).min(self.ended))
+    }
+}
+
+impl SinkWriter for ShardWriter {
+    fn write(
+        &mut self,
+        epoch: Epoch,
+        rows: RecordBatch,
+        diffs: Option<ScalarBuffer<i64>>,
+    ) -> Result<(), ConnectorError> {
+        if diffs.is_some_and(|d| d.iter().any(|&diff| diff < 0)) {
+            return Err(ConnectorError::fatal("files cannot take rows back"));
+        }
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        let divided = self.layout.divide(&rows);
+        let parts = divided.map_err(|e| ConnectorError::fatal(format!("partitions: {e}")))?;
+        parts.iter().try_for_each(|(folder, part)| self.append(epoch, folder, part))
+    }
+
+    fn end_epoch(&mut self, epoch: Epoch, recorded_time: Millis) -> Result<Epoch, ConnectorError> {
+        self.ended = epoch;
+        let rolling = self.rolling;
+        let mut due = Vec::new();
+        for (folder, open) in &mut self.open {
+            let since = *open.since.get_or_insert(recorded_time);
+            let age = recorded_time.saturating_sub(since);
+            if age >= rolling.age_max || open.encoder.bytes() >= rolling.bytes_max {
+                due.push(folder.clone());
+            }
+        }
+        let left = self.open.len() - due.len();
+        if left > rolling.files_max {
+            let mut rest: Vec<_> = self.open.iter().filter(|(f, _)| !due.contains(f)).collect();
+            rest.sort_by_key(|(folder, open)| (open.first_epoch, Arc::clone(folder)));
+            let early = rest.iter().take(left - rolling.files_max).map(|(f, _)| Arc::clone(f));
+            due.extend(early.collect::<Vec<_>>());
+        }
+        due.iter().try_for_each(|folder| self.close(folder))?;
+        Ok(self.committed())
+    }
+
+    fn flush(&mut self) -> Result<Epoch, ConnectorError> {
+        Ok(self.committed())
+    }
+
+    fn finish(&mut self) -> Result<(), ConnectorError> {
+        while let Some(folder) = self.open.keys().next().cloned() {
+            self.close(&folder)?;
+        }
+        Ok(())
+    }
+}
