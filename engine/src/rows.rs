@@ -252,7 +252,7 @@ impl Delta {
 
 /// Bytes of a batch that count against a limit: of a slice, its share.
 pub fn sliced_bytes(rows: &RecordBatch) -> usize {
-    rows.columns().iter().map(|c| column_bytes(c)).sum()
+    rows.columns().iter().map(column_bytes).sum()
 }
 
 fn column_bytes(column: &ArrayRef) -> usize {

@@ -145,7 +145,7 @@ pub(crate) struct OperatorParts<'scope> {
     pub(crate) place: usize,
     pub(crate) control: Arc<JobControl>,
     /// Turns rows that an expression failed for into dead letters.
-    pub(crate) letters: Rc<dyn Fn(&Delta, &[String]) -> Delta>,
+    pub(crate) letters: Letters,
 }
 
 /// Lifts a core. The outlets that somebody reads become streams, in the order of `parts.outlets`.
@@ -197,14 +197,14 @@ pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
                 pending
                     .capabilities
                     .get_or_insert_with(|| (0..ports).map(|o| capability.retain(o)).collect());
-                pending.facts = facts.drain(..).last();
+                pending.facts = facts.drain(..).next_back();
             });
             if applied.failed {
                 applied.pending.clear();
                 return;
             }
             let mut emit = |capabilities: &[Capability<Epoch>], out: Output| {
-                send_outlets(&mut outputs, capabilities, out, &applied_letters(&letters));
+                send_outlets(&mut outputs, capabilities, out, &letters);
             };
             let counters = applied.counters.clone();
             let mut counted = |capabilities: &[Capability<Epoch>], out: Output| {
@@ -218,11 +218,8 @@ pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
     Lifted { streams }
 }
 
-type Letters = Rc<dyn Fn(&Delta, &[String]) -> Delta>;
-
-fn applied_letters(letters: &Letters) -> Letters {
-    letters.clone()
-}
+/// Makes dead letters of rows and reasons.
+pub(crate) type Letters = Rc<dyn Fn(&Delta, &[String]) -> Delta>;
 
 fn count_output(counters: &OperatorCounters, out: &Output) {
     use std::sync::atomic::Ordering::Relaxed;

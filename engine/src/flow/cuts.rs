@@ -79,10 +79,11 @@ pub(crate) fn resolve<'scope>(
                 shared.control.set_splits(views(&known, &shared.names));
             }
             ended |= frontier == Epoch::MAX;
-            if changed && !ended {
-                if let Some(driver) = shared.driver.borrow().as_ref() {
-                    driver.activate();
-                }
+            if changed
+                && !ended
+                && let Some(driver) = shared.driver.borrow().as_ref()
+            {
+                driver.activate();
             }
         }
     });

@@ -194,16 +194,19 @@ struct Made<'scope> {
     parts: StreamVec<'scope, Epoch, Addressed>,
 }
 
+/// An output with the capability for the open epoch; `None` where nobody reads it.
+type Port = Option<(RowsOutput, Capability<Epoch>)>;
+
 /// The driver's outputs with their capabilities.
 struct Ports {
     peers: usize,
-    /// By source: its rows, its dead letters; `None` where nobody reads them.
-    sources: Vec<[Option<(RowsOutput, Capability<Epoch>)>; 2]>,
+    /// By source: its rows, its dead letters.
+    sources: Vec<[Port; 2]>,
     parts: (PartsOutput, Capability<Epoch>),
 }
 
 impl Ports {
-    fn send(port: &mut Option<(RowsOutput, Capability<Epoch>)>, delta: Delta) {
+    fn send(port: &mut Port, delta: Delta) {
         if let Some((output, capability)) = port.as_mut().filter(|_| !delta.is_empty()) {
             let mut session = output.activate();
             session.session_with_builder(capability).give_container(&mut Carrier::from(delta));
