@@ -68,12 +68,16 @@ pub struct SourcePlan {
     pub timed: bool,
     /// The delay of its watermark.
     pub delay: Millis,
+    /// After how long with all splits idle the watermark follows the recorded time.
+    pub advance_after: Option<Millis>,
 }
 
 struct SourceCut {
     plan: SourcePlan,
     facts: BTreeMap<SplitId, SplitFacts>,
     watermark: Millis,
+    /// Recorded time and watermark when the last split became idle.
+    all_idle: Option<(Millis, Millis)>,
 }
 
 impl SourceCut {
@@ -82,7 +86,7 @@ impl SourceCut {
             && self.facts.values().all(|f| f.state == SplitState::Finished)
     }
 
-    fn advance(&mut self) -> Millis {
+    fn advance(&mut self, recorded_time: Millis) -> Millis {
         if self.plan.table_first || self.finished() {
             self.watermark = MARK_END;
         } else if self.plan.timed && self.facts.len() == self.plan.splits.len() {
@@ -91,9 +95,24 @@ impl SourceCut {
                 .values()
                 .filter(|f| matches!(f.state, SplitState::Waiting | SplitState::Reading))
                 .map(|f| f.mark);
-            self.watermark = self.watermark.max(holding.min().unwrap_or(MARK_NONE));
+            let least = holding.min();
+            self.watermark = self.watermark.max(least.unwrap_or(MARK_NONE));
+            if least.is_none() {
+                self.follow(recorded_time);
+            } else {
+                self.all_idle = None;
+            }
         }
         self.watermark
+    }
+
+    /// With all splits idle for long enough, the watermark moves by the time that passes.
+    fn follow(&mut self, recorded_time: Millis) {
+        let (since, from) = *self.all_idle.get_or_insert((recorded_time, self.watermark));
+        let passed = recorded_time.saturating_sub(since);
+        if from != MARK_NONE && self.plan.advance_after.is_some_and(|after| passed >= after) {
+            self.watermark = self.watermark.max(from.saturating_add(passed));
+        }
     }
 }
 
@@ -127,7 +146,8 @@ pub const OPEN_SPLITS_MAX: usize = 16;
 impl CutState {
     /// Before the first cut.
     pub fn start(plans: Vec<SourcePlan>) -> CutState {
-        let cut = |plan| SourceCut { plan, facts: BTreeMap::new(), watermark: MARK_NONE };
+        let cut =
+            |plan| SourceCut { plan, facts: BTreeMap::new(), watermark: MARK_NONE, all_idle: None };
         CutState { sources: plans.into_iter().map(cut).collect(), recorded_time: MARK_NONE }
     }
 
@@ -141,8 +161,9 @@ impl CutState {
                 }
             }
         }
-        let watermarks = self.sources.iter_mut().map(SourceCut::advance).collect();
-        EpochFacts { recorded_time: self.recorded_time, watermarks }
+        let recorded_time = self.recorded_time;
+        let watermarks = self.sources.iter_mut().map(|s| s.advance(recorded_time)).collect();
+        EpochFacts { recorded_time, watermarks }
     }
 
     /// Whether every table that is read first has been read.
@@ -224,6 +245,7 @@ mod tests {
             table_first: false,
             timed: true,
             delay: 5,
+            advance_after: Some(1_000),
         }])
     }
 
@@ -244,6 +266,23 @@ mod tests {
         let end = vec![facts(0, 1, SplitState::Finished), facts(1, 1, SplitState::Finished)];
         assert_eq!(close(&mut state, end), MARK_END);
         assert!(state.all_finished());
+    }
+
+    #[test]
+    fn with_all_idle_for_long_the_watermark_follows_the_recorded_time() {
+        let mut state = two();
+        let at = |state: &mut CutState, recorded_time, splits| {
+            state.close([CutPart { worker: 0, recorded_time, splits }]).watermarks[0]
+        };
+        let idle = vec![facts(0, 40, SplitState::Idle), facts(1, 90, SplitState::Reading)];
+        assert_eq!(at(&mut state, 5_000, idle), 90);
+        assert_eq!(at(&mut state, 9_000, vec![facts(1, 90, SplitState::Idle)]), 90);
+        assert_eq!(at(&mut state, 9_999, Vec::new()), 90);
+        assert_eq!(at(&mut state, 10_000, Vec::new()), 1_090);
+        assert_eq!(at(&mut state, 12_000, Vec::new()), 3_090);
+        // A row ends it; what has passed has passed.
+        assert_eq!(at(&mut state, 12_500, vec![facts(1, 95, SplitState::Reading)]), 3_090);
+        assert_eq!(at(&mut state, 20_000, vec![facts(1, 95, SplitState::Reading)]), 3_090);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Jobs on timely: the same input through 1 worker, several workers and other epochs.
 
+#![allow(clippy::unwrap_used)]
 use arrow::array::{Array, AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow::buffer::ScalarBuffer;
 use arrow::datatypes::TimestampMillisecondType;

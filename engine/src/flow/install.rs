@@ -119,6 +119,7 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
             table_first: node.table_first,
             timed: node.time.is_some(),
             delay: node.time.as_ref().map_or(0, |t| t.delay),
+            advance_after: node.advance_after,
         };
         for spec in job.splits.get(node.index as usize).into_iter().flatten() {
             let (id, splits) = ids(node, &spec.number, &spec.carries);

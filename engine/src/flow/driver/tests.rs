@@ -97,6 +97,7 @@ impl Rig {
                 table_first: *table_first,
                 timed: true,
                 delay: 5,
+                advance_after: None,
             });
             let counters = control.source(index, &node.table);
             let readings = vec![Reading::open(node.clone(), queue.clone(), counters)];
