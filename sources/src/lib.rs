@@ -1,5 +1,6 @@
 //! Sources: each connector that brings rows in, in a folder of its own, and the ingest journal that
 //! makes an offset log of those that cannot be read again.
 
+pub mod broker;
 pub mod journal;
 pub mod mqtt;

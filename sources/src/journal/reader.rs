@@ -129,6 +129,12 @@ impl Reader {
         self.shared.bounds().1.saturating_sub(self.next)
     }
 
+    /// Whether the writer is gone and everything has been read.
+    pub fn is_over(&self) -> bool {
+        let durable = self.shared.durable();
+        durable.closed && durable.end <= self.next
+    }
+
     /// Waits until a record can be read, the journal is closed, or the time is over; says whether one
     /// can be read.
     pub fn wait(&self, time: Duration) -> bool {

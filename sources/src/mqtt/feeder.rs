@@ -126,7 +126,7 @@ struct Gathered {
 impl Feeder {
     /// Feeds until somebody asks to stop or the journal cannot be read.
     pub(super) fn run(mut self) {
-        while !self.stopped() {
+        while !self.stopped() && !self.reader.is_over() {
             self.queue.lag_rows(self.reader.behind());
             if !self.reader.wait(WAIT) {
                 self.queue.at_end(self.shared.quiet.load(Ordering::Relaxed));
