@@ -7,4 +7,5 @@
 
 pub mod blackhole;
 pub mod filesystem;
+pub mod postgres;
 pub mod print;

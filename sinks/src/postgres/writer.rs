@@ -1,0 +1,145 @@
+//! One shard: gathers whole epochs and sends them as groups.
+//!
+//! # How large a group is
+//! It is sent at the end of an epoch, once its first row has waited for `sink.buffer-flush.interval` or
+//! it has as many rows as a transaction may take. That number follows the link: a transaction of more
+//! than a second halves it, a faster one of that size doubles it, up to `sink.buffer-flush.max-rows`.
+//! So on a slow link transactions stay short, and a lost one costs little. A single epoch is never cut.
+
+use arrow::array::RecordBatch;
+use arrow::buffer::ScalarBuffer;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use weir_connect::retry::Retrying;
+use weir_engine::connector::ConnectorError;
+use weir_engine::sink::{SinkReport, SinkWriter};
+use weir_engine::time::{Epoch, Millis};
+
+use super::Plan;
+use super::group::Group;
+use super::session::Session;
+
+/// A transaction should not take longer.
+const TRANSACTION_AIM: Duration = Duration::from_secs(1);
+const ROWS_MIN: usize = 16;
+const BYTES_MAX: usize = 8 << 20;
+
+/// Writes one shard.
+pub(crate) struct Writer {
+    plan: Arc<Plan>,
+    session: Session,
+    retrying: Retrying<'static>,
+    report: Arc<SinkReport>,
+    group: Group,
+    waiting_since: Option<Instant>,
+    rows_aim: usize,
+    ended: Epoch,
+    committed: Epoch,
+}
+
+impl Writer {
+    pub(crate) fn open(plan: Arc<Plan>, report: Arc<SinkReport>) -> Result<Writer, ConnectorError> {
+        let mut session = Session::of(plan.clone())?;
+        let (notices, stop) = (report.clone(), report.clone());
+        let mut retrying =
+            Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
+        retrying.run(|| session.reach())?;
+        Ok(Writer {
+            group: Group::keyed_by(plan.target.key().to_vec()),
+            rows_aim: plan.options.rows_max.get() as usize,
+            plan,
+            session,
+            retrying,
+            report,
+            waiting_since: None,
+            ended: 0,
+            committed: 0,
+        })
+    }
+
+    /// Sends the group, however long that takes (at most `time_max`).
+    fn commit(&mut self, time_max: Option<Duration>) -> Result<(), ConnectorError> {
+        self.waiting_since = None;
+        if self.group.rows() > 0 {
+            let prepared = self.group.prepare();
+            let prepared =
+                prepared.map_err(|e| ConnectorError::fatal(format!("rows for PostgreSQL: {e}")))?;
+            let bytes = prepared.written.as_ref().map_or(0, Vec::len);
+            let mut began = Instant::now();
+            let session = &mut self.session;
+            self.retrying
+                .run_for(time_max, || {
+                    began = Instant::now();
+                    session.send(&prepared)
+                })
+                .map_err(|e| self.plan.blamed(e))?;
+            self.adapt(began.elapsed());
+            self.report.committed(prepared.rows, bytes as u64);
+            self.group.clear();
+        }
+        self.committed = self.ended;
+        Ok(())
+    }
+
+    fn adapt(&mut self, took: Duration) {
+        let rows_max = self.plan.options.rows_max.get() as usize;
+        if took > TRANSACTION_AIM {
+            self.rows_aim = (self.rows_aim.min(self.group.rows()) / 2).max(ROWS_MIN.min(rows_max));
+        } else if self.group.rows() >= self.rows_aim {
+            self.rows_aim = (self.rows_aim * 2).min(rows_max);
+        }
+    }
+}
+
+impl Plan {
+    /// The error with the table's name, unless it is there already.
+    fn blamed(&self, mut error: ConnectorError) -> ConnectorError {
+        let name = format!("`{}`", self.table);
+        if !error.message.contains(&name) {
+            error.message = format!("table {name}: {}", error.message);
+        }
+        error
+    }
+}
+
+impl SinkWriter for Writer {
+    fn write(
+        &mut self,
+        epoch: Epoch,
+        rows: RecordBatch,
+        diffs: Option<ScalarBuffer<i64>>,
+    ) -> Result<(), ConnectorError> {
+        let backwards = diffs.as_ref().is_some_and(|d| d.iter().any(|&diff| diff < 0));
+        if backwards && !self.plan.target.has_key() {
+            let message = "rows cannot be taken back without a primary key";
+            return Err(self.plan.blamed(ConnectorError::fatal(message)));
+        }
+        if rows.num_rows() > 0 {
+            self.waiting_since.get_or_insert_with(Instant::now);
+            self.group.push(epoch, rows, diffs);
+        }
+        Ok(())
+    }
+
+    fn end_epoch(&mut self, epoch: Epoch, _: Millis) -> Result<Epoch, ConnectorError> {
+        self.ended = epoch;
+        let waited = self.waiting_since.is_none_or(|s| s.elapsed() >= self.plan.options.linger);
+        if waited || self.group.rows() >= self.rows_aim || self.group.bytes() >= BYTES_MAX {
+            self.commit(None)?;
+        }
+        Ok(self.committed)
+    }
+
+    fn flush(&mut self) -> Result<Epoch, ConnectorError> {
+        self.commit(None)?;
+        Ok(self.committed)
+    }
+
+    fn finish(&mut self) -> Result<(), ConnectorError> {
+        let rows = self.group.rows();
+        self.commit(Some(self.plan.options.close_timeout)).map_err(|mut error| {
+            error.message = format!("{} ({rows} rows were not written)", error.message);
+            error
+        })
+    }
+}
