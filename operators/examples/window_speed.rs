@@ -113,12 +113,12 @@ fn drive(mut core: WindowAggregate, chunks: &[Delta]) -> Result<(f64, f64, u64),
         let mark = times.iter().max().map_or(0, |ts| ts - 5000);
         let start = cpu();
         core.push(0, chunk.clone(), &mut out)?;
-        push += (cpu() - start);
+        push += cpu() - start;
         let end = EpochEnd { epoch: epoch as u64, recorded_time: 0, watermarks: &[mark] };
         let start = cpu();
         core.advance(end, &mut out)?;
         out.rows.clear();
-        advance += (cpu() - start);
+        advance += cpu() - start;
     }
     let end = EpochEnd { epoch: u64::MAX, recorded_time: 0, watermarks: &[MARK_END] };
     core.advance(end, &mut out)?;
@@ -199,9 +199,14 @@ fn main() -> Result<(), OperatorError> {
         let shape = WindowShape::Tumble { size: 300_000, offset: 0 };
         report("TUMBLE 5 min, 10 000 keys", shape, &calls, &chunks(20_000_000, 10_000, 2000.0))?;
     }
+    if runs("slide") {
+        let calls = [call(Avg, 2), call(CountRows, 0)];
+        let shape = WindowShape::Tumble { size: 15_000, offset: 0 };
+        report("TUMBLE 15 s", shape, &calls, &chunks(20_000_000, 100_000, 4000.0))?;
+    }
     if runs("hop") {
         const SLIDE: Millis = 15_000;
-        let rows = chunks(20_000_000, 100_000, 6667.0);
+        let rows = chunks(20_000_000, 100_000, 4000.0);
         for (name, calls) in
             [("AVG, COUNT", vec![call(Avg, 2), call(CountRows, 0)]), ("MAX", vec![call(Max, 2)])]
         {

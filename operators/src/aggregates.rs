@@ -108,7 +108,7 @@ struct Source {
 }
 
 /// Where a call finds its result.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Call {
     function: AggregateFunction,
     output: DataType,
@@ -122,7 +122,17 @@ pub struct Accumulators {
     expressions: Vec<ExpressionRef>,
     sources: Vec<Source>,
     calls: Vec<Call>,
+    /// Where COUNT(*) is read off: see [`RowCount`].
+    row_count: Option<RowCount>,
     len: usize,
+}
+
+/// COUNT(*) without a pass of its own: what `counted`, a source without filter or DISTINCT, counts, and
+/// the rows where its argument is NULL, which are all that `nulls` then counts.
+#[derive(Clone, Copy, Debug)]
+struct RowCount {
+    nulls: usize,
+    counted: usize,
 }
 
 impl Accumulators {
@@ -132,6 +142,7 @@ impl Accumulators {
             expressions: Vec::new(),
             sources: Vec::new(),
             calls: Vec::new(),
+            row_count: None,
             len: 0,
         };
         for call in calls {
@@ -146,6 +157,13 @@ impl Accumulators {
                 source.states.push((Kind::Count, State::new(Kind::Count)));
             }
         }
+        let plain = |source: &Source| source.filter.is_none() && source.distinct.is_none();
+        let nulls = made.sources.iter().position(|s| plain(s) && s.arguments.is_empty());
+        let counted = made.sources.iter().position(|source| {
+            let counts = source.states.iter().any(|(kind, _)| kind.counts());
+            plain(source) && source.arguments.len() == 1 && counts
+        });
+        made.row_count = nulls.zip(counted).map(|(nulls, counted)| RowCount { nulls, counted });
         Ok(made)
     }
 
@@ -252,10 +270,16 @@ impl Accumulators {
             let text = "MIN and MAX cannot take back a row: the input must be append-only";
             return Err(OperatorError::Expression(text.into()));
         }
-        for source in &mut self.sources {
+        let counted = self.row_count.map(|count| self.sources[count.counted].arguments[0]);
+        for (at, source) in self.sources.iter_mut().enumerate() {
             let columns = || source.arguments.iter().map(|&place| &arguments.columns[place]);
             let filter = source.filter.map(|place| arguments.columns[place].as_boolean());
-            let rows = rows_taking_part(columns(), filter, groups.len());
+            let rows = match (self.row_count, counted) {
+                (Some(count), Some(counted)) if count.nulls == at => {
+                    Some(null_rows(&arguments.columns[counted]))
+                }
+                _ => rows_taking_part(columns(), filter, groups.len()),
+            };
             let feed = Feed { groups, rows: rows.as_deref(), diffs };
             let column = source.arguments.first().map(|&place| &arguments.columns[place]);
             match &mut source.distinct {
@@ -339,11 +363,19 @@ impl Accumulators {
 
     /// The results of `groups`, a column a call.
     pub fn evaluate(&self, groups: &[u32]) -> Result<Vec<ArrayRef>, OperatorError> {
-        let finish = |call: &Call| {
-            let states = &self.sources[call.source].states;
-            finish::evaluate(call, states, groups)
-        };
-        self.calls.iter().map(finish).collect()
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        for (at, call) in self.calls.iter().enumerate() {
+            let column = match self.calls[..at].iter().position(|other| other == call) {
+                Some(same) => columns[same].clone(),
+                None => {
+                    let also = self.row_count.filter(|count| count.nulls == call.source);
+                    let also = also.map(|count| &self.sources[count.counted].states[..]);
+                    finish::evaluate(call, &self.sources[call.source].states, also, groups)?
+                }
+            };
+            columns.push(column);
+        }
+        Ok(columns)
     }
 
     /// The columns of [`Self::state`], named `{prefix}0`, `{prefix}1`, ….
@@ -466,6 +498,17 @@ fn plain(column: ArrayRef) -> ArrayRef {
             arrow::compute::take(packed.values(), packed.keys(), None).unwrap_or(column)
         }
         None => column,
+    }
+}
+
+/// Rows where a column is NULL.
+fn null_rows(column: &ArrayRef) -> Vec<u32> {
+    match column.logical_nulls() {
+        None => Vec::new(),
+        Some(nulls) => {
+            let null = |row: &u32| nulls.is_null(*row as usize);
+            (0..column.len() as u32).filter(null).collect()
+        }
     }
 }
 

@@ -232,8 +232,6 @@ impl WindowAggregate {
         let rows: UInt32Array = kept().map(|row| row as u32).collect::<Vec<_>>().into();
         let placed: Vec<u32> = kept().map(|row| self.placed[row]).collect();
         let diffs: Option<Vec<i64>> = diffs.map(|diffs| kept().map(|row| diffs[row]).collect());
-        let lost = self.ids.iter().zip(&self.placed).filter(|(_, slot)| **slot == NO_SLOT);
-        self.keys.not_kept(lost.map(|(&id, _)| id));
         self.slots.accumulators.update(&placed, &arguments.take(&rows)?, diffs.as_deref())
     }
 
@@ -286,10 +284,9 @@ impl WindowAggregate {
             while let Some(bucket) = self.waiting.pop(end) {
                 self.running.enter(bucket, shape, &mut self.slots, &mut self.keys)?;
             }
-            let groups = self.running.groups(&mut self.slots, &mut self.keys.interner)?;
-            fired.add(&groups.keys, shape.start_of(end), end);
-            fired.parts.push(self.slots.accumulators.evaluate(&groups.slots)?);
-            self.slots.release(&groups.scratch);
+            let (keys, slots) = self.running.groups(&mut self.keys.interner);
+            fired.add(&keys, shape.start_of(end), end);
+            fired.parts.push(self.slots.accumulators.evaluate(&slots)?);
             if fired.keys.len() >= EMIT_ROWS {
                 self.emit(std::mem::take(&mut fired), out)?;
             }
@@ -302,14 +299,14 @@ impl WindowAggregate {
     }
 
     /// Makes rows of what has fired. Their slots must not have been released.
-    fn emit(&self, mut fired: Fired, out: &mut Output) -> Result<(), OperatorError> {
+    fn emit(&mut self, mut fired: Fired, out: &mut Output) -> Result<(), OperatorError> {
         if fired.keys.is_empty() {
             return Ok(());
         }
         if !fired.slots.is_empty() {
             fired.parts.push(self.slots.accumulators.evaluate(&fired.slots)?);
         }
-        let mut columns = self.keys.interner.columns(&fired.keys)?;
+        let mut columns = self.keys.interner.columns_of_many(&fired.keys)?;
         columns.push(Arc::new(TimestampMillisecondArray::from(fired.starts)));
         columns.push(Arc::new(TimestampMillisecondArray::from(fired.ends)));
         for call in 0..=self.spec.calls.len() {
@@ -404,13 +401,16 @@ impl Operator for WindowAggregate {
         if watermark <= self.watermark {
             return Ok(());
         }
+        let fired = out.counts.fired;
         if self.spec.shape.is_disjoint() {
             self.fire_disjoint(watermark, out)?;
         } else {
             self.fire_sliding(watermark, out)?;
         }
         self.watermark = watermark;
-        self.keys.collect();
+        if out.counts.fired > fired || self.waiting.is_empty() {
+            self.keys.collect();
+        }
         Ok(())
     }
 

@@ -293,32 +293,37 @@ impl FloatSums {
         self.cells.resize(groups.max(self.cells.len()), EMPTY);
     }
 
-    /// Adds `x` once.
-    #[inline]
-    pub(crate) fn add(&mut self, group: usize, x: f64) {
-        let bits = x.to_bits();
-        let at = (bits >> 52 & 0x7ff) as u32 + 16;
-        let shift = at & 31;
-        let mantissa = bits & FRACTION | 1 << 52;
-        // The two halves of mantissa << shift, for a shift below 32.
-        let wide =
-            u128::from((mantissa >> 33) >> (31 - shift)) << 64 | u128::from(mantissa << shift);
-        let sign = i128::from(bits as i64 >> 63);
-        let value = (wide as i128 ^ sign) - sign;
-        let cell = &mut self.cells[group];
-        if cell.bin == (at >> 5) as i32
-            && let Some(sum) = cell.sum.checked_add(value)
-        {
-            cell.sum = sum;
-            cell.count += 1;
-        } else {
-            self.add_times(group, x, 1);
+    /// Adds the value of each row to its group, once.
+    pub(crate) fn add_each(&mut self, rows: impl Iterator<Item = (usize, f64)>) {
+        // What does not fit is put off: the order cannot be seen, and the loop has no call in it.
+        let mut others: Vec<(usize, f64)> = Vec::new();
+        let cells = &mut self.cells[..];
+        for (group, x) in rows {
+            let bits = x.to_bits();
+            let at = (bits >> 52 & 0x7ff) as u32 + 16;
+            let (bin, shift) = ((at >> 5) as i32, at & 31);
+            let mantissa = bits & FRACTION | 1 << 52;
+            // The two halves of mantissa << shift, for a shift below 32.
+            let high = u128::from((mantissa >> 33) >> (31 - shift));
+            let wide = high << 64 | u128::from(mantissa << shift);
+            let sign = i128::from(bits as i64 >> 63);
+            let value = (wide as i128 ^ sign).wrapping_sub(sign);
+            let cell = &mut cells[group];
+            if cell.sum == 0 && bin & 63 != 0 {
+                cell.bin = bin;
+            }
+            let (sum, over) = cell.sum.overflowing_add(value);
+            if cell.bin == bin && !over {
+                cell.sum = sum;
+                cell.count = cell.count.wrapping_add(1);
+            } else {
+                others.push((group, x));
+            }
         }
+        others.into_iter().for_each(|(group, x)| self.add_times(group, x, 1));
     }
 
     /// Adds `x` `diff` times.
-    #[cold]
-    #[inline(never)]
     pub(crate) fn add_times(&mut self, group: usize, x: f64, diff: i64) {
         self.cells[group].count += diff;
         if x == 0.0 {

@@ -13,10 +13,11 @@ use super::{AggregateFunction, Call};
 
 type States = [(Kind, State)];
 
-/// The results of one call.
+/// The results of one call. The counts of `also` are added to its own.
 pub(super) fn evaluate(
     call: &Call,
     states: &States,
+    also: Option<&States>,
     groups: &[u32],
 ) -> Result<ArrayRef, OperatorError> {
     use AggregateFunction::*;
@@ -24,8 +25,13 @@ pub(super) fn evaluate(
     let state = |wanted: Kind| states.iter().find(|(kind, _)| *kind == wanted).map(|s| &s.1);
     match call.function {
         CountRows | Count => {
-            let count = |group| states.iter().find_map(|(_, s)| s.count(group)).unwrap_or(0);
-            result(Arc::new(Int64Array::from_iter_values(at().map(count))), &call.output)
+            let mut counts = vec![0; groups.len()];
+            for states in [Some(states), also].into_iter().flatten() {
+                if let Some((_, state)) = states.iter().find(|(kind, _)| kind.counts()) {
+                    state.add_counts(groups, &mut counts);
+                }
+            }
+            result(Arc::new(Int64Array::from(counts)), &call.output)
         }
         Min | Max => extremes(call, states, groups),
         Sum | Avg => match states.iter().find(|(kind, _)| kind.counts() && *kind != Kind::Count) {

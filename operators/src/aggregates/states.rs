@@ -166,9 +166,14 @@ impl State {
         match (self, column) {
             (State::Count(cells), _) => feed.each(|_, group, diff| cells[group] += diff),
             (_, None) => {}
-            (State::FloatSum(sums), Some(column)) => match feed.diffs {
-                None => each_double(feed, column, |group, x, _| sums.add(group, x)),
-                Some(_) => each_double(feed, column, |group, x, n| sums.add_times(group, x, n)),
+            (State::FloatSum(sums), Some(column)) => match feed {
+                Feed { groups, rows: None, diffs: None }
+                    if column.data_type() == &DataType::Float64 =>
+                {
+                    let values = column.as_primitive::<Float64Type>().values();
+                    sums.add_each(groups.iter().map(|&g| g as usize).zip(values.iter().copied()));
+                }
+                _ => each_double(feed, column, |group, x, n| sums.add_times(group, x, n)),
             },
             (State::Squares(sums), Some(column)) => {
                 each_double(feed, column, |group, x, diff| sums.add(group, x, diff));
@@ -267,6 +272,16 @@ impl State {
             State::IntegerSum(cells) => Some(cells[group].count),
             State::DecimalSum(cells) => Some(cells[group].count),
             _ => None,
+        }
+    }
+
+    /// Adds the counts of `groups` to `counts`, where this kind knows them.
+    pub(super) fn add_counts(&self, groups: &[u32], counts: &mut [i64]) {
+        let pairs = counts.iter_mut().zip(groups.iter().map(|&group| group as usize));
+        match self {
+            State::Count(cells) => pairs.for_each(|(count, group)| *count += cells[group]),
+            State::FloatSum(sums) => pairs.for_each(|(count, group)| *count += sums.count(group)),
+            _ => pairs.for_each(|(count, group)| *count += self.count(group).unwrap_or(0)),
         }
     }
 

@@ -58,12 +58,14 @@ impl Slots {
 pub(super) struct Keys {
     pub(super) interner: KeyInterner,
     references: Vec<u32>,
-    unreferenced: Vec<u32>,
+    /// Keys that have references, and how many they lately were at most.
+    referenced: usize,
+    peak: usize,
 }
 
 impl Keys {
     pub(super) fn new(interner: KeyInterner) -> Keys {
-        Keys { interner, references: Vec::new(), unreferenced: Vec::new() }
+        Keys { interner, references: Vec::new(), referenced: 0, peak: 0 }
     }
 
     /// Makes room for keys interned since.
@@ -73,33 +75,34 @@ impl Keys {
 
     #[inline]
     pub(super) fn hold(&mut self, key: u32) {
-        self.references[key as usize] += 1;
+        let references = &mut self.references[key as usize];
+        if *references == 0 {
+            self.referenced += 1;
+        }
+        *references += 1;
     }
 
     pub(super) fn release(&mut self, keys: &[u32]) {
+        self.peak = self.peak.max(self.referenced);
         for &key in keys {
             let references = &mut self.references[key as usize];
             *references -= 1;
             if *references == 0 {
-                self.unreferenced.push(key);
+                self.referenced -= 1;
             }
         }
     }
 
-    /// Notes keys that may have been interned for rows that went into no bucket.
-    pub(super) fn not_kept(&mut self, keys: impl Iterator<Item = u32>) {
-        self.unreferenced.extend(keys.filter(|&key| self.references[key as usize] == 0));
-    }
-
-    /// Frees keys that nothing refers to, once they are many, so that it costs O(1) a key.
+    /// Frees keys that nothing refers to. A key that comes with every window has no reference between
+    /// two of them, so keys stay until they are twice as many as lately were in use: then at least half
+    /// of them go, which makes it O(1) a key.
     pub(super) fn collect(&mut self) {
-        if self.unreferenced.len() < 1024.max(self.interner.len() / 2) {
+        self.peak = self.referenced.max(self.peak - self.peak / 16);
+        if self.interner.len() <= 2 * self.peak + 1024 {
             return;
         }
-        let mut gone = std::mem::take(&mut self.unreferenced);
-        gone.sort_unstable();
-        gone.dedup();
-        gone.retain(|&key| self.references[key as usize] == 0);
+        let idle = |&id: &u32| self.references[id as usize] == 0;
+        let gone: Vec<u32> = self.interner.ordered().iter().copied().filter(idle).collect();
         self.interner.free(&gone);
     }
 }
@@ -253,6 +256,11 @@ impl Waiting {
             Some(bucket) => bucket,
             None => unreachable!("a place is used only while its bucket waits"),
         }
+    }
+
+    /// Whether no bucket waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// The first end that a bucket waits for.

@@ -64,24 +64,29 @@ impl<T: Default> Live<T> {
         }
     }
 
-    /// Live keys in the order of their bytes: O(live) where they are a good part of all keys.
-    fn ordered(&self, interner: &mut KeyInterner) -> Vec<u32> {
-        if self.keys.len() * 8 > interner.len() {
-            let live = |key: &u32| self.of_key.get(*key as usize).is_some_and(|k| k.0 != NO_SLOT);
-            return interner.ordered().iter().copied().filter(live).collect();
+    /// Live keys in the order of their bytes, with their slots: O(live) where they are a good part of
+    /// all keys.
+    fn groups(&self, interner: &mut KeyInterner, slot: fn(&T) -> u32) -> (Vec<u32>, Vec<u32>) {
+        let live = self.keys.len();
+        let (mut keys, mut slots) = (Vec::with_capacity(live), Vec::with_capacity(live));
+        let mut add = |key: u32| {
+            if let Some((place, kept)) = self.of_key.get(key as usize)
+                && *place != NO_SLOT
+            {
+                keys.push(key);
+                slots.push(slot(kept));
+            }
+        };
+        if live * 8 > interner.len() {
+            interner.ordered().iter().copied().for_each(add);
+        } else {
+            let ranks = interner.ranks();
+            let mut live = self.keys.clone();
+            live.sort_unstable_by_key(|&key| ranks[key as usize]);
+            live.into_iter().for_each(&mut add);
         }
-        let ranks = interner.ranks();
-        let mut keys = self.keys.clone();
-        keys.sort_unstable_by_key(|&key| ranks[key as usize]);
-        keys
+        (keys, slots)
     }
-}
-
-/// Groups to be evaluated in order of key bytes, and slots to be released after that.
-pub(super) struct Groups {
-    pub(super) keys: Vec<u32>,
-    pub(super) slots: Vec<u32>,
-    pub(super) scratch: Vec<u32>,
 }
 
 /// One group of state as a snapshot holds it.
@@ -191,28 +196,13 @@ impl Running {
         Ok(())
     }
 
-    /// All groups of the window.
-    pub(super) fn groups(
-        &mut self,
-        slots: &mut Slots,
-        interner: &mut KeyInterner,
-    ) -> Result<Groups, OperatorError> {
-        let plain = |keys: Vec<u32>, slot: &dyn Fn(u32) -> u32| Groups {
-            slots: keys.iter().map(|&key| slot(key)).collect(),
-            keys,
-            scratch: Vec::new(),
-        };
-        Ok(match self {
-            Running::Evicting(running) => {
-                let live = &running.live;
-                plain(live.ordered(interner), &|key| live.of_key[key as usize].1.slot)
-            }
-            Running::Growing(running) => {
-                let live = &running.live;
-                plain(live.ordered(interner), &|key| live.of_key[key as usize].1)
-            }
-            Running::Stacks(running) => running.groups(slots, interner)?,
-        })
+    /// Keys and slots of all groups of the window, in order of key bytes.
+    pub(super) fn groups(&self, interner: &mut KeyInterner) -> (Vec<u32>, Vec<u32>) {
+        match self {
+            Running::Evicting(Evicting { live, .. }) => live.groups(interner, |cell| cell.slot),
+            Running::Growing(Growing { live, .. }) => live.groups(interner, |slot| *slot),
+            Running::Stacks(Stacks { live, .. }) => live.groups(interner, |slot| *slot),
+        }
     }
 
     /// Everything, for a snapshot, in any order.
@@ -232,7 +222,7 @@ impl Running {
             }
             Running::Stacks(running) => {
                 for &key in &running.live.keys {
-                    let stacks = &running.live.of_key[key as usize].1;
+                    let stacks = &running.stacks[key as usize];
                     for (at, &(pane, slot)) in stacks.entries.iter().enumerate() {
                         let part = if at < stacks.front { Part::Front } else { Part::Inside };
                         out.push(Held { key, part, pane, entry: pane, slot });
@@ -250,14 +240,15 @@ impl Running {
     }
 
     /// Takes back a front entry or a running cell; entries of a key come in order of pane.
-    pub(super) fn restore(&mut self, held: Held, keys: &mut Keys) {
+    pub(super) fn restore(
+        &mut self,
+        held: Held,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
         match self {
             Running::Stacks(running) if held.part == Part::Front => {
-                let stacks = running.live.enter(held.key);
-                stacks.entries.push_back((held.pane, held.slot));
-                stacks.front += 1;
-                running.inside.entry(held.pane).or_default().push(held.key);
-                keys.hold(held.key);
+                return running.restore(held, slots, keys);
             }
             Running::Growing(running) if held.part == Part::Grown => {
                 *running.live.enter(held.key) = held.slot;
@@ -266,6 +257,7 @@ impl Running {
             }
             _ => {}
         }
+        Ok(())
     }
 }
 
@@ -330,7 +322,9 @@ impl Evicting {
 /// Two stacks a key.
 #[derive(Debug, Default)]
 pub(super) struct Stacks {
-    live: Live<KeyStacks>,
+    /// The slot of a key's window: first front entry + back sum.
+    live: Live<u32>,
+    stacks: Vec<KeyStacks>,
     /// Keys with an entry, by pane.
     inside: BTreeMap<Millis, Vec<u32>>,
 }
@@ -340,7 +334,7 @@ struct KeyStacks {
     /// Pane and slot in order of pane; the first `front` are the front.
     entries: VecDeque<(Millis, u32)>,
     front: usize,
-    /// Sum of the back, `NO_SLOT` if the back is empty.
+    /// Sum of the back, `NO_SLOT` if it is empty, or the front is: then it is the window's.
     back: u32,
 }
 
@@ -370,6 +364,20 @@ impl Merges {
 }
 
 impl Stacks {
+    /// What is kept for a key, which becomes live.
+    fn stacks(&mut self, key: u32, slots: &mut Slots) -> (&mut KeyStacks, u32) {
+        let at = key as usize;
+        if self.stacks.len() <= at {
+            self.stacks.resize_with(at + 1, KeyStacks::default);
+        }
+        let stacks = &mut self.stacks[at];
+        let sum = self.live.enter(key);
+        if stacks.entries.is_empty() {
+            *sum = slots.take();
+        }
+        (stacks, *sum)
+    }
+
     fn enter(
         &mut self,
         bucket: &Bucket,
@@ -378,9 +386,16 @@ impl Stacks {
     ) -> Result<(), OperatorError> {
         let (mut merges, mut joined) = (Merges::default(), (Vec::new(), Vec::new()));
         let pane = bucket.pane;
+        let mut of_pane = self.inside.remove(&pane).unwrap_or_default();
         for (&key, &slot) in bucket.keys.iter().zip(&bucket.slots) {
-            let stacks = self.live.enter(key);
-            let at = stacks.entries.partition_point(|entry| entry.0 < pane);
+            let (stacks, sum) = self.stacks(key, slots);
+            merges.add(slot, sum);
+            let at = match stacks.entries.back() {
+                Some(last) if last.0 >= pane => {
+                    stacks.entries.partition_point(|entry| entry.0 < pane)
+                }
+                _ => stacks.entries.len(),
+            };
             let there = stacks.entries.get(at).is_some_and(|entry| entry.0 == pane);
             if at < stacks.front {
                 // Every front entry up to this pane holds it too.
@@ -391,10 +406,12 @@ impl Stacks {
                     stacks.front += 1;
                 }
             } else {
-                if stacks.back == NO_SLOT {
-                    stacks.back = slots.take();
+                if stacks.front > 0 {
+                    if stacks.back == NO_SLOT {
+                        stacks.back = slots.take();
+                    }
+                    merges.add(slot, stacks.back);
                 }
-                merges.add(slot, stacks.back);
                 if there {
                     merges.add(slot, stacks.entries[at].1);
                 }
@@ -404,9 +421,10 @@ impl Stacks {
                 joined.1.push(slot);
             } else {
                 stacks.entries.insert(at, (pane, slot));
-                self.inside.entry(pane).or_default().push(key);
+                of_pane.push(key);
             }
         }
+        self.inside.insert(pane, of_pane);
         merges.run(slots)?;
         keys.release(&joined.0);
         slots.release(&joined.1);
@@ -419,53 +437,60 @@ impl Stacks {
         slots: &mut Slots,
         keys: &mut Keys,
     ) -> Result<(), OperatorError> {
-        let (mut merges, mut empty) = (Merges::default(), Vec::new());
+        let (mut turns, mut sums) = (Merges::default(), Merges::default());
+        let (mut empty, mut changed) = (Vec::new(), Vec::new());
         for &key in gone {
-            let stacks = self.live.get(key);
+            let stacks = &mut self.stacks[key as usize];
+            let sum = *self.live.get(key);
             if stacks.front == 0 {
                 stacks.front = stacks.entries.len();
                 for at in (1..stacks.front).rev() {
-                    merges.add(stacks.entries[at].1, stacks.entries[at - 1].1);
+                    turns.add(stacks.entries[at].1, stacks.entries[at - 1].1);
                 }
-                empty.push(std::mem::replace(&mut stacks.back, NO_SLOT));
             }
             stacks.front -= 1;
             empty.extend(stacks.entries.pop_front().map(|entry| entry.1));
             if stacks.entries.is_empty() {
                 self.live.leave(key);
+                empty.push(sum);
+            } else if stacks.front == 0 {
+                *self.live.get(key) = std::mem::replace(&mut stacks.back, NO_SLOT);
+                empty.push(sum);
+            } else {
+                changed.push(sum);
+                sums.add(stacks.entries[0].1, sum);
+                if stacks.back != NO_SLOT {
+                    sums.add(stacks.back, sum);
+                }
             }
         }
-        merges.run(slots)?;
+        turns.run(slots)?;
+        slots.accumulators.clear(&changed);
+        sums.run(slots)?;
         slots.release(&empty);
         keys.release(gone);
         Ok(())
     }
 
-    fn groups(
+    /// Takes back front entries, their panes ascending within each key. Their keys' windows are the
+    /// first entries of each.
+    fn restore(
         &mut self,
+        held: Held,
         slots: &mut Slots,
-        interner: &mut KeyInterner,
-    ) -> Result<Groups, OperatorError> {
-        let keys = self.live.ordered(interner);
-        let (mut merges, mut scratch) = (Merges::default(), Vec::new());
-        let mut one = |&key: &u32| {
-            let stacks = self.live.get(key);
-            let front = stacks.entries.front().filter(|_| stacks.front > 0).map(|entry| entry.1);
-            match (front, stacks.back) {
-                (Some(front), NO_SLOT) => front,
-                (None, back) => back,
-                (Some(front), back) => {
-                    let sum = slots.take();
-                    merges.add(front, sum);
-                    merges.add(back, sum);
-                    scratch.push(sum);
-                    sum
-                }
-            }
-        };
-        let of_keys = keys.iter().map(&mut one).collect();
-        merges.run(slots)?;
-        Ok(Groups { keys, slots: of_keys, scratch })
+        keys: &mut Keys,
+    ) -> Result<(), OperatorError> {
+        let (stacks, sum) = self.stacks(held.key, slots);
+        let first = stacks.entries.is_empty();
+        stacks.entries.push_back((held.pane, held.slot));
+        stacks.front += 1;
+        self.inside.entry(held.pane).or_default().push(held.key);
+        keys.hold(held.key);
+        if first {
+            slots.settle();
+            slots.accumulators.merge_within(&[held.slot], &[sum])?;
+        }
+        Ok(())
     }
 }
 

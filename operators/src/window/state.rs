@@ -141,7 +141,8 @@ impl WindowAggregate {
                     .or_insert_with(|| Bucket::new(pane, entry))
                     .adopt(key, slot, &mut self.keys),
                 Part::Front | Part::Grown => {
-                    self.running.restore(Held { key, part, pane, entry, slot }, &mut self.keys);
+                    let held = Held { key, part, pane, entry, slot };
+                    self.running.restore(held, &mut self.slots, &mut self.keys)?;
                 }
             }
         }

@@ -8,7 +8,7 @@ use super::*;
 fn sums(values: &[f64]) -> FloatSums {
     let mut sums = FloatSums::default();
     sums.grow(1);
-    values.iter().for_each(|&x| sums.add(0, x));
+    sums.add_each(values.iter().map(|&x| (0, x)));
     sums
 }
 
@@ -107,7 +107,7 @@ fn bins_overflow_into_the_table_beside() {
     for _ in 0..5 {
         sums.add_times(0, 131_071.0, 1 << 60);
     }
-    sums.add(0, 1.0);
+    sums.add_times(0, 1.0, 1);
     assert_eq!(sums.sum(0), 5.0 * 131_071.0 * 2_f64.powi(60));
     for _ in 0..5 {
         sums.add_times(0, 131_071.0, -(1 << 60));
@@ -133,10 +133,10 @@ proptest! {
         let cut = cut.min(values.len());
         let mut whole = FloatSums::default();
         whole.grow(3);
-        gone.iter().for_each(|&x| whole.add(0, x));
-        values[cut..].iter().rev().for_each(|&x| whole.add(0, x));
-        values[..cut].iter().for_each(|&x| whole.add(1, x));
-        gone.iter().rev().for_each(|&x| whole.add(2, x));
+        whole.add_each(gone.iter().map(|&x| (0, x)));
+        whole.add_each(values[cut..].iter().rev().map(|&x| (0, x)));
+        values[..cut].iter().for_each(|&x| whole.add_times(1, x, 1));
+        whole.add_each(gone.iter().rev().map(|&x| (2, x)));
         whole.combine(None, 1, 0, 1);
         whole.combine(None, 2, 0, -1);
         let plain = sums(&values);
@@ -161,7 +161,7 @@ proptest! {
         plain.grow(2);
         squares.grow(2);
         for (at, &x) in values.iter().enumerate() {
-            plain.add(at % 2, x as f64 * unit);
+            plain.add_times(at % 2, x as f64 * unit, 1);
             squares.add(at % 2, x as f64 * unit, 3);
             squares.add(at % 2, x as f64 * unit, -2);
         }
