@@ -2,4 +2,6 @@
 
 pub mod aggregates;
 pub mod rowwise;
+pub mod session;
+pub mod temporal;
 pub mod window;
