@@ -72,13 +72,16 @@ impl Cluster {
 
 fn run_worker(worker: &mut Worker, graph: Graph, job: &JobInput, control: &Arc<JobControl>) {
     let dataflow = worker.next_dataflow_index();
-    install::install(worker, graph, job, control);
+    let driver = install::install(worker, graph, job, control);
     while worker.has_dataflows() {
         if control.failure().is_some() {
             worker.drop_dataflow(dataflow);
             break;
         }
         worker.step_or_park(Some(Duration::from_millis(100)));
+    }
+    if control.failure().is_none() {
+        driver.borrow_mut().commit_all();
     }
 }
 
@@ -112,6 +115,10 @@ pub fn run(
         if let Err(panic) = catch_unwind(steps) {
             let message = format!("panicked: {}", panic_text(panic.as_ref()));
             shared.fail(Failure::Operator { operator: "worker".to_owned(), message });
+            // Timely goes on stepping what is still installed.
+            for dataflow in worker.installed_dataflows() {
+                worker.drop_dataflow(dataflow);
+            }
         }
     });
     let failed = |operator: &str, message: String| {

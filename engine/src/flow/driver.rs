@@ -228,6 +228,16 @@ impl Driver {
         }
     }
 
+    /// The job has ended well, so all that was read is committed: sources may tell their brokers.
+    pub(crate) fn commit_all(&mut self) {
+        for source in &mut self.sources {
+            let offsets: Vec<_> = source.readings.iter().filter_map(Reading::offset).collect();
+            if let Some(handle) = source.handle.as_mut().filter(|_| !offsets.is_empty()) {
+                handle.committed(&offsets);
+            }
+        }
+    }
+
     fn is_ahead(&self) -> bool {
         let bytes: usize = self.issued.iter().map(|i| i.bytes).sum();
         self.issued.len() >= AHEAD_EPOCHS_MAX || bytes + self.bytes_here >= AHEAD_BYTES_MAX
@@ -301,7 +311,7 @@ impl Driver {
         let seen_ahead = self.known.borrow().seen >= self.epoch;
         let age = now.saturating_sub(self.opened);
         let full = self.rows_here >= rows_max;
-        let heartbeat = self.worker == 0 && now.saturating_sub(self.last_part) >= HEARTBEAT;
+        let heartbeat = now.saturating_sub(self.last_part) >= HEARTBEAT;
         // A clock that stepped back must not hold an epoch open.
         if full || (changed && !(0..interval).contains(&age)) || seen_ahead || heartbeat {
             return self.close(out, heartbeat);

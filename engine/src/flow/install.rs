@@ -46,19 +46,21 @@ pub(crate) fn install(
     graph: Graph,
     job: &JobInput,
     control: &Arc<JobControl>,
-) {
+) -> Rc<RefCell<Driver>> {
     let (index, peers) = (worker.index(), worker.peers());
     let used = used_edges(&graph);
     let nodes: Vec<(usize, Arc<SourceNode>)> = sources(&graph);
     let (known, names) = what_is_known(&nodes, job);
     let known = Rc::new(RefCell::new(known));
     let sources = open_sources(&nodes, job, control, index, peers);
+    let driver = Driver::start(index, job.policy, control.clone(), known.clone(), sources);
+    let driver = Rc::new(RefCell::new(driver));
+    let shared_driver = driver.clone();
     worker.dataflow::<Epoch, _, _>(|scope| {
         let (accepted, committed) = (ProbeHandle::new(), ProbeHandle::new());
-        let driver = Driver::start(index, job.policy, control.clone(), known.clone(), sources);
         let activator = Rc::new(RefCell::new(None));
         let progress = (accepted.clone(), committed.clone());
-        let made = drive(scope, driver, &nodes, &used, progress, &activator);
+        let made = drive(scope, shared_driver, &nodes, &used, progress, &activator);
         let shared = CutParts { known, driver: activator, control: control.clone(), names };
         let facts = resolve(made.parts, shared);
         let mut built = Built {
@@ -86,6 +88,7 @@ pub(crate) fn install(
             }
         }
     });
+    driver
 }
 
 fn sources(graph: &Graph) -> Vec<(usize, Arc<SourceNode>)> {
@@ -242,7 +245,7 @@ impl Outlets for Ports {
 
 fn drive<'scope>(
     scope: Scope<'scope, Epoch>,
-    mut driver: Driver,
+    driver: Rc<RefCell<Driver>>,
     nodes: &[(usize, Arc<SourceNode>)],
     used: &BTreeSet<Edge>,
     progress: (ProbeHandle<Epoch>, ProbeHandle<Epoch>),
@@ -263,7 +266,7 @@ fn drive<'scope>(
     }
     let (parts_out, parts) = builder.new_output::<Vec<Addressed>>();
     let address = builder.operator_info().address;
-    driver.on_news(|| {
+    driver.borrow().on_news(|| {
         let activator = scope.worker().sync_activator_for(address.to_vec());
         Box::new(move || {
             // The worker may be gone; then nobody needs to know.
@@ -287,7 +290,8 @@ fn drive<'scope>(
             let below = |probe: &ProbeHandle<Epoch>| probe.with_frontier(|f| f.first().copied());
             let accepted =
                 Accepted { below: below(&progress.0), committed_below: below(&progress.1) };
-            match driver.step(accepted, open) {
+            let next = driver.borrow_mut().step(accepted, open);
+            match next {
                 Next::Epoch(epoch) => {
                     open.downgrade(epoch);
                     activator.activate();

@@ -9,7 +9,8 @@
 //! Two streams without rows say how far the sink is: the frontier of the first passes e once e is
 //! accepted by all shards of all workers, that of the second once it is committed.
 
-use arrow::array::{RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::datatypes::DataType;
 use arrow::row::{RowConverter, SortField};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -224,10 +225,7 @@ fn in_order(deltas: Vec<Delta>, ordered: bool) -> Vec<Delta> {
 fn plain(deltas: Vec<Delta>) -> Vec<Delta> {
     let same = deltas.windows(2).all(|w| w[0].rows.schema() == w[1].rows.schema());
     let dictionary = |d: &Delta| {
-        d.rows
-            .columns()
-            .iter()
-            .any(|c| matches!(c.data_type(), arrow::datatypes::DataType::Dictionary(_, _)))
+        d.rows.columns().iter().any(|c| matches!(c.data_type(), DataType::Dictionary(_, _)))
     };
     if same && !deltas.iter().any(dictionary) {
         return deltas;
@@ -244,18 +242,24 @@ fn sorted(delta: &Delta) -> Delta {
     }
 }
 
+/// The order of rows: by the timestamps in them, then by all columns. A window's bounds are
+/// timestamps, so windows come out one after the other.
 fn order_of(rows: &RecordBatch) -> Vec<u32> {
+    let is_time = |c: &&ArrayRef| matches!(c.data_type(), DataType::Timestamp(_, _));
+    let times = rows.columns().iter().filter(is_time);
+    let others = rows.columns().iter().filter(|c| !is_time(c));
+    let columns: Vec<ArrayRef> = times.chain(others).cloned().collect();
     let mut order: Vec<u32> = (0..rows.num_rows() as u32).collect();
-    let fields = rows.columns().iter().map(|c| SortField::new(c.data_type().clone())).collect();
+    let fields = columns.iter().map(|c| SortField::new(c.data_type().clone())).collect();
     let converted =
-        RowConverter::new(fields).and_then(|converter| converter.convert_columns(rows.columns()));
+        RowConverter::new(fields).and_then(|converter| converter.convert_columns(&columns));
     match converted {
         Ok(keys) => order.sort_by(|a, b| keys.row(*a as usize).cmp(&keys.row(*b as usize))),
         // Types that arrow has no order for have one by their key encoding.
         Err(_) => {
             let key = |row: usize| {
                 let mut key = Vec::new();
-                rows.columns().iter().for_each(|c| encode_value(c.as_ref(), row, &mut key));
+                columns.iter().for_each(|c| encode_value(c.as_ref(), row, &mut key));
                 key
             };
             order.sort_by_cached_key(|row| key(*row as usize));
