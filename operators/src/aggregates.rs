@@ -1,20 +1,22 @@
 //! Mergeable aggregates on columns, grouped by dense ids.
 //!
 //! # Invariant
-//! The state of a group is a function of the multiset of its rows: adding, merging and evicting in any
-//! order give the same results, bit for bit. Sums of doubles are exact (see `exact`) and round once.
+//! The state of a group is a function of the multiset of its rows: adding, merging and evicting in
+//! any order give the same results, bit for bit. Sums of doubles are exact (see `exact`) and round
+//! once.
 //!
 //! # Meaning
-//! Flink's: an aggregate of no (non-null) value is NULL, a count 0. SUM and AVG of integers wrap around
-//! and truncate; a SUM or AVG of decimals beyond 38 digits is NULL (of the exact sum: Flink's is NULL if
-//! some partial sum overflows, which depends on the order); AVG of decimals rounds half up. AVG of
-//! floats is the correctly rounded sum divided by the count; VAR and STDDEV come from the exact sums of
-//! values and squares, round their numerator once, and are NULL for one value where `n − 1` divides.
-//! Order of floats for MIN and MAX: see `extremes`. DISTINCT tells −0.0 from 0.0, as Java does.
+//! Flink's: an aggregate of no (non-null) value is NULL, a count 0. SUM and AVG of integers wrap
+//! around and truncate; a SUM or AVG of decimals beyond 38 digits is NULL (of the exact sum:
+//! Flink's is NULL if some partial sum overflows, which depends on the order); AVG of decimals
+//! rounds half up. AVG of floats is the correctly rounded sum divided by the count; VAR and STDDEV
+//! come from the exact sums of values and squares, round their numerator once, and are NULL for one
+//! value where `n − 1` divides. Order of floats for MIN and MAX: see `extremes`. DISTINCT tells
+//! −0.0 from 0.0, as Java does.
 //!
 //! # Sharing
-//! Calls over the same arguments, filter and DISTINCT share one feed; within it AVG, SUM, COUNT, VAR
-//! and STDDEV share sums, MIN and MAX share extremes.
+//! Calls over the same arguments, filter and DISTINCT share one feed; within it AVG, SUM, COUNT,
+//! VAR and STDDEV share sums, MIN and MAX share extremes.
 //!
 //! # Limits
 //! Group ids are `u32` and dense: memory is the greatest id times the cells of one group (8 bytes a
@@ -67,8 +69,8 @@ pub enum AggregateFunction {
 
 /// One call of an aggregate.
 ///
-/// Arguments and filter are evaluated when rows are pushed, so they must not read the recorded time;
-/// the planner computes such expressions in a projection before.
+/// Arguments and filter are evaluated when rows are pushed, so they must not read the recorded
+/// time; the planner computes such expressions in a projection before.
 #[derive(Clone, Debug)]
 pub struct AggregateCall {
     /// The function.
@@ -127,8 +129,8 @@ pub struct Accumulators {
     len: usize,
 }
 
-/// COUNT(*) without a pass of its own: what `counted`, a source without filter or DISTINCT, counts, and
-/// the rows where its argument is NULL, which are all that `nulls` then counts.
+/// COUNT(*) without a pass of its own: what `counted`, a source without filter or DISTINCT, counts,
+/// and the rows where its argument is NULL, which are all that `nulls` then counts.
 #[derive(Clone, Copy, Debug)]
 struct RowCount {
     nulls: usize,
@@ -136,7 +138,8 @@ struct RowCount {
 }
 
 impl Accumulators {
-    /// States for `calls`, without a group yet. An error if a function isn't defined for its argument.
+    /// States for `calls`, without a group yet. An error if a function isn't defined for its
+    /// argument.
     pub fn new(calls: &[AggregateCall]) -> Result<Accumulators, OperatorError> {
         let mut made = Accumulators {
             expressions: Vec::new(),
@@ -255,8 +258,8 @@ impl Accumulators {
         Err(failures)
     }
 
-    /// Adds each row to its group, `diffs` times (`None`: once; negative: taken away). Groups must have
-    /// cells. A negative diff is an error where the calls are not invertible.
+    /// Adds each row to its group, `diffs` times (`None`: once; negative: taken away). Groups must
+    /// have cells. A negative diff is an error where the calls are not invertible.
     pub fn update(
         &mut self,
         groups: &[u32],

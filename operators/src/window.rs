@@ -1,21 +1,21 @@
 //! Tumbling, hopping and cumulating windows on one store of panes.
 //!
 //! # Invariant
-//! A row is in exactly one bucket: its pane's, or, for a straggler that is late for some windows over
-//! its pane, one beside it under the first end that it may enter. A bucket waits until that end fires;
-//! it then is in the running window until the last window over its pane has fired. Before a `push` of
-//! epoch e, exactly the windows with end − 1 ≤ W(e − 1) have fired.
+//! A row is in exactly one bucket: its pane's, or, for a straggler that is late for some windows
+//! over its pane, one beside it under the first end that it may enter. A bucket waits until that
+//! end fires; it then is in the running window until the last window over its pane has fired.
+//! Before a `push` of epoch e, exactly the windows with end − 1 ≤ W(e − 1) have fired.
 //!
 //! # Argument
-//! A row is late for a window iff end − 1 ≤ L = max(mark, W(e − 1)). Its bucket waits for an end with
-//! end − 1 > L ≥ W(e − 1): no bucket that rows still come for has entered. Windows of a row that are
-//! not late are those from that end on: exactly those that the bucket is in. So a result depends on the
-//! rows and their marks alone, whatever the order of chunks.
+//! A row is late for a window iff end − 1 ≤ L = max(mark, W(e − 1)). Its bucket waits for an end
+//! with end − 1 > L ≥ W(e − 1): no bucket that rows still come for has entered. Windows of a row
+//! that are not late are those from that end on: exactly those that the bucket is in. So a result
+//! depends on the rows and their marks alone, whatever the order of chunks.
 //!
 //! # Complexity
-//! A row costs a key look-up, a pane look-up and its aggregates, whatever size ÷ slide. A firing costs
-//! O(groups in the window) to emit and O(groups of the panes that enter or leave) to slide (see
-//! `slide`). Stretches without rows cost nothing: windows without a group are not visited.
+//! A row costs a key look-up, a pane look-up and its aggregates, whatever size ÷ slide. A firing
+//! costs O(groups in the window) to emit and O(groups of the panes that enter or leave) to slide
+//! (see `slide`). Stretches without rows cost nothing: windows without a group are not visited.
 //!
 //! # Retractions
 //! Rows with negative diffs are taken away if the aggregates can be (no MIN, no MAX), else the job
@@ -159,7 +159,8 @@ impl WindowAggregate {
         }
     }
 
-    /// Finds the slot of each row of a chunk without stragglers, `NO_SLOT` where no window holds it.
+    /// Finds the slot of each row of a chunk without stragglers, `NO_SLOT` where no window holds
+    /// it.
     fn place_all(&mut self, times: &[Millis]) {
         let (mut pane, mut place) = (Pane::NOWHERE, 0);
         let mut other = (pane, place);
@@ -213,7 +214,8 @@ impl WindowAggregate {
         late
     }
 
-    /// The end of the first window over the pane with end − 1 > `late_at`, whether or not one exists.
+    /// The end of the first window over the pane with end − 1 > `late_at`, whether or not one
+    /// exists.
     fn entry(&self, pane: Pane, first: Millis, late_at: Millis) -> Millis {
         if late_at == MARK_END {
             return MARK_END;
@@ -293,7 +295,8 @@ impl WindowAggregate {
             done = end;
         }
         self.emit(fired, out)?;
-        // What is in no window to come goes now, so that memory and snapshots hold no more than needed.
+        // What is in no window to come goes now, so that memory and snapshots hold no more than
+        // needed.
         let next = if watermark == MARK_END { MARK_END } else { shape.end_after(watermark + 1) };
         self.running.evict_before(next, shape, &mut self.slots, &mut self.keys)
     }

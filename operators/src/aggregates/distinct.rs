@@ -2,12 +2,12 @@
 //!
 //! # Invariant
 //! Per group and value the number of times that it was added, less the times it was taken away. The
-//! ordinary states beside a set hold each value whose number is above zero exactly once: a number that
-//! crosses zero is handed to them as one row with diff +1 or −1.
+//! ordinary states beside a set hold each value whose number is above zero exactly once: a number
+//! that crosses zero is handed to them as one row with diff +1 or −1.
 //!
 //! # Complexity
-//! O(log values) a row. Values are kept as bytes of Arrow's row format, which is reversible, so merges
-//! and restores can hand values on.
+//! O(log values) a row. Values are kept as bytes of Arrow's row format, which is reversible, so
+//! merges and restores can hand values on.
 
 use arrow::array::{Array, ArrayRef, BinaryArray};
 use arrow::datatypes::DataType;

@@ -2,19 +2,19 @@
 //!
 //! # Invariant
 //! A finite double is an integer below 2^53 times a power of two. A sum is kept as integers, each
-//! counting units of one power of two; what they denote together is exactly the sum of what was added
-//! less what was taken away. So the order of additions, merges and evictions cannot be seen.
+//! counting units of one power of two; what they denote together is exactly the sum of what was
+//! added less what was taken away. So the order of additions, merges and evictions cannot be seen.
 //!
 //! # Layout
-//! Ordinary data of one group spans few exponents: its sum lives in one 128-bit bin of 32 exponents,
-//! inline in the group's cell (2^-15 … 2^17 share one). A value of the next bin up is shifted into it
-//! while it fits. Whatever does not fit goes to a table beside the cells.
+//! Ordinary data of one group spans few exponents: its sum lives in one 128-bit bin of 32
+//! exponents, inline in the group's cell (2^-15 … 2^17 share one). A value of the next bin up is
+//! shifted into it while it fits. Whatever does not fit goes to a table beside the cells.
 //!
 //! # Result
-//! [`FloatSums::sum`] rounds once, to nearest, ties to even: Python's `math.fsum`. A sum of zeros of
-//! either sign, and of nothing, is +0.0. NaN, or infinities of both signs, give NaN; infinities of one
-//! sign give that infinity (they are counted, so they can be taken away again). A finite sum beyond
-//! the range of doubles is infinite.
+//! [`FloatSums::sum`] rounds once, to nearest, ties to even: Python's `math.fsum`. A sum of zeros
+//! of either sign, and of nothing, is +0.0. NaN, or infinities of both signs, give NaN; infinities
+//! of one sign give that infinity (they are counted, so they can be taken away again). A finite sum
+//! beyond the range of doubles is infinite.
 //!
 //! # Complexity and limits
 //! One 128-bit addition a value; a look-up in a B-tree for a value that does not fit. No limit on
@@ -24,7 +24,8 @@ use std::collections::BTreeMap;
 
 use arrow::datatypes::i256;
 
-/// An exact number: Σ bin · 2^(32 · place), the bins in order of place, each below 2^96 in magnitude.
+/// An exact number: Σ bin · 2^(32 · place), the bins in order of place, each below 2^96 in
+/// magnitude.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ExactBins {
     bins: Vec<(i32, i128)>,
@@ -309,16 +310,19 @@ impl FloatSums {
             let sign = i128::from(bits as i64 >> 63);
             let value = (wide as i128 ^ sign).wrapping_sub(sign);
             let cell = &mut cells[group];
-            if cell.sum == 0 && bin & 63 != 0 {
-                cell.bin = bin;
-            }
-            let (sum, over) = cell.sum.overflowing_add(value);
-            if cell.bin == bin && !over {
-                cell.sum = sum;
+            if cell.bin == bin {
+                let (sum, over) = cell.sum.overflowing_add(value);
+                if !over {
+                    cell.sum = sum;
+                    cell.count = cell.count.wrapping_add(1);
+                    continue;
+                }
+            } else if cell.sum == 0 && bin & 63 != 0 {
+                (cell.sum, cell.bin) = (value, bin);
                 cell.count = cell.count.wrapping_add(1);
-            } else {
-                others.push((group, x));
+                continue;
             }
+            others.push((group, x));
         }
         others.into_iter().for_each(|(group, x)| self.add_times(group, x, 1));
     }
@@ -492,7 +496,8 @@ struct SquareCell {
 
 const SQUARE_ZERO: SquareCell = SquareCell { sum: i256::ZERO, bin: 0, beside: false };
 
-/// Exact sums of squares by group. NaN and infinities are the business of the plain sums beside them.
+/// Exact sums of squares by group. NaN and infinities are the business of the plain sums beside
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct SquareSums {
     cells: Vec<SquareCell>,

@@ -1,12 +1,12 @@
 //! Least and greatest value of a group, in one cell.
 //!
 //! # Order
-//! Integers, dates, times, booleans by value; strings and bytes by bytes; floats by IEEE total order
-//! with every NaN made one that is greater than all: −∞ < … < −0.0 < 0.0 < … < ∞ < NaN.
+//! Integers, dates, times, booleans by value; strings and bytes by bytes; floats by IEEE total
+//! order with every NaN made one that is greater than all: −∞ < … < −0.0 < 0.0 < … < ∞ < NaN.
 //!
 //! # Layout
-//! Each value of up to 64 bits maps to an `i64` in the same order. An empty cell has least > greatest,
-//! so that an update is two comparisons without a flag.
+//! Each value of up to 64 bits maps to an `i64` in the same order. An empty cell has least >
+//! greatest, so that an update is two comparisons without a flag.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::*;

@@ -1,13 +1,15 @@
 //! Keys as dense `u32` ids: a key is hashed and compared once, then it is an index.
 //!
 //! # Invariant
-//! Two rows have one id exactly when their keys have one encoding (`engine::keys`). An id is its key's
-//! until it is freed; freed ids are given out again, so memory follows the keys that are in use.
+//! Two rows have one id exactly when their keys have one encoding (`engine::keys`). An id is its
+//! key's until it is freed; freed ids are given out again, so memory follows the keys that are in
+//! use.
 //!
 //! # Complexity
-//! One dictionary column: a look-up by value place a row, and one hash a dictionary value. One string
-//! or integer column: one hash and one comparison a row, without encoding. Otherwise an encoding, a hash
-//! and a comparison a row. Order of key bytes is kept: O(n) after O(new · log new) for new keys.
+//! One dictionary column: a look-up by value place a row, and one hash a dictionary value. One
+//! string or integer column: one hash and one comparison a row, without encoding. Otherwise an
+//! encoding, a hash and a comparison a row. Order of key bytes is kept: O(n) after O(new · log new)
+//! for new keys.
 //!
 //! # Limits
 //! 2^32 − 1 keys in use. Each takes its encoding twice and about 60 bytes.
@@ -233,8 +235,8 @@ impl KeyInterner {
         };
         let text = text.as_bytes();
         let hash = xxh3_64(text);
-        // The encoding of a text without a zero byte is itself between a tag and two zero bytes. One
-        // with a zero byte has a longer encoding, so it cannot be taken for another here.
+        // The encoding of a text without a zero byte is itself between a tag and two zero bytes.
+        // One with a zero byte has a longer encoding, so it cannot be taken for another here.
         let same = |&id: &u32| {
             let bytes = &self.keys[id as usize].bytes;
             bytes.len() == text.len() + 3 && &bytes[1..=text.len()] == text
@@ -404,8 +406,8 @@ impl KeyInterner {
         }
     }
 
-    /// The key columns of some ids, dictionaries unpacked. Where many are wanted, all are kept in their
-    /// order, so that the next time costs a copy and no cache miss a key.
+    /// The key columns of some ids, dictionaries unpacked. Where many are wanted, all are kept in
+    /// their order, so that the next time costs a copy and no cache miss a key.
     pub fn columns_of_many(&mut self, ids: &[u32]) -> Result<Vec<ArrayRef>, OperatorError> {
         self.settle_order();
         if self.in_order.is_none() {

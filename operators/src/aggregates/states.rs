@@ -5,8 +5,8 @@
 //! depends on the order. Extremes cannot take away.
 //!
 //! # Why columns of cells
-//! What calls over one argument share is one cell (a sum with its count, a least with its greatest),
-//! so that a row touches one cache line an argument; what they do not need is not there.
+//! What calls over one argument share is one cell (a sum with its count, a least with its
+//! greatest), so that a row touches one cache line an argument; what they do not need is not there.
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Int64Array, make_array};
 use arrow::buffer::ScalarBuffer;
@@ -66,8 +66,8 @@ pub(super) enum Kind {
     TextExtremes,
 }
 
-/// Wrapping sum of integers, and their number. Sums modulo 2^64 truncate to what a narrower sum that
-/// wraps around (as Flink's does) would have given.
+/// Wrapping sum of integers, and their number. Sums modulo 2^64 truncate to what a narrower sum
+/// that wraps around (as Flink's does) would have given.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct IntegerCell {
     pub(super) sum: i64,
@@ -203,8 +203,9 @@ impl State {
         }
     }
 
-    /// Adds (`sign` 1) or takes away (-1) groups `from` of `other` (`None`: of this state itself) to
-    /// groups `into`, pair by pair. Extremes ignore the sign: the caller never asks them to take away.
+    /// Adds (`sign` 1) or takes away (-1) groups `from` of `other` (`None`: of this state itself)
+    /// to groups `into`, pair by pair. Extremes ignore the sign: the caller never asks them to take
+    /// away.
     pub(super) fn combine(&mut self, other: Option<&State>, from: &[u32], into: &[u32], sign: i64) {
         macro_rules! other {
             ($kind:path) => {
@@ -329,8 +330,8 @@ impl State {
     }
 }
 
-/// Visits (group, value, diff) of a numeric column as doubles. Integers beyond 2^53 and decimals are
-/// rounded to the nearest double first.
+/// Visits (group, value, diff) of a numeric column as doubles. Integers beyond 2^53 and decimals
+/// are rounded to the nearest double first.
 fn each_double(feed: Feed<'_>, column: &ArrayRef, mut visit: impl FnMut(usize, f64, i64)) {
     match column.data_type() {
         DataType::Float64 => {
@@ -383,8 +384,8 @@ pub(super) fn integers(column: &ArrayRef) -> ScalarBuffer<i64> {
     }
 }
 
-/// The inverse of [`integers`]: values as a column of an integer, date, time or boolean type, cut to
-/// its width (which is what wrapping around there would have given).
+/// The inverse of [`integers`]: values as a column of an integer, date, time or boolean type, cut
+/// to its width (which is what wrapping around there would have given).
 pub(super) fn as_type(values: &Int64Array, wanted: &DataType) -> Result<ArrayRef, OperatorError> {
     Ok(match wanted {
         DataType::Boolean => {

@@ -250,13 +250,19 @@ proptest! {
     #[test]
     fn order_merges_evictions_and_restarts_cannot_be_seen(
         rows in prop::collection::vec(
-            (0..3_u32, prop::option::of(-1e6..1e6_f64), prop::option::of("[ab]{0,2}"), any::<bool>()),
+            (
+                0..3_u32,
+                prop::option::of(-1e6..1e6_f64),
+                prop::option::of("[ab]{0,2}"),
+                any::<bool>(),
+            ),
             0..40,
         ),
         cut in 0..40_usize,
         extremes in any::<bool>(),
     ) {
-        let values: Float64Array = rows.iter().map(|row| row.1.map(|x| (x * 8.0).round() / 8.0)).collect();
+        let rounded = |x: f64| (x * 8.0).round() / 8.0;
+        let values: Float64Array = rows.iter().map(|row| row.1.map(rounded)).collect();
         let words: StringArray = rows.iter().map(|row| row.2.clone()).collect();
         let all = batch(vec![Arc::new(values), Arc::new(words)]);
         let groups: Vec<u32> = rows.iter().map(|row| row.0).collect();
@@ -268,14 +274,16 @@ proptest! {
         };
         // As they come, without those that are taken away below.
         let gone = |row: usize| !extremes && rows[row].3;
-        let kept: Vec<u32> = (0..rows.len()).filter(|&row| !gone(row)).map(|row| row as u32).collect();
+        let (taken, kept): (Vec<u32>, Vec<u32>) =
+            (0..rows.len() as u32).partition(|&row| gone(row as usize));
         let mut plain = fresh();
         let arguments = plain.arguments(&all).unwrap();
         let of_kept = arguments.take(&kept.clone().into()).unwrap();
         let kept_groups: Vec<u32> = kept.iter().map(|&row| groups[row as usize]).collect();
         plain.update(&kept_groups, &of_kept, None).unwrap();
 
-        // In two parts, one of them backwards, merged, and then less some rows, by diffs or as a group.
+        // In two parts, one of them backwards, merged, and then less some rows, by diffs or as a
+        // group.
         let cut = cut.min(rows.len());
         let (mut left, mut right) = (fresh(), fresh());
         let part = |range: Vec<u32>| {
@@ -287,7 +295,7 @@ proptest! {
         left.update(&front, &of_front, None).unwrap();
         right.update(&back, &of_back, None).unwrap();
         left.merge(&right, &[0, 1, 2], &[0, 1, 2]).unwrap();
-        let (lost, of_lost) = part((0..rows.len() as u32).filter(|&row| gone(row as usize)).collect());
+        let (lost, of_lost) = part(taken);
         if cut % 2 == 0 {
             left.update(&lost, &of_lost, Some(&vec![-1; lost.len()])).unwrap_or_default();
         } else if left.is_invertible() {
@@ -321,7 +329,8 @@ proptest! {
     ) {
         let words: StringArray = rows.iter().map(|row| row.0.clone()).collect();
         let words: ArrayRef = if packed {
-            Arc::new(rows.iter().map(|row| row.0.as_deref()).collect::<DictionaryArray<Int32Type>>())
+            let each = rows.iter().map(|row| row.0.as_deref());
+            Arc::new(each.collect::<DictionaryArray<Int32Type>>())
         } else {
             Arc::new(words)
         };

@@ -29,8 +29,8 @@ impl LateRow {
         if self.last_end - 1 <= self.mark { LateReason::Straggler } else { LateReason::Idle }
     }
 
-    /// The mark, where the row depends on it. Above its mark by more than a millisecond a row may come
-    /// without, as chunks happen to be cut; so it is always left out there.
+    /// The mark, where the row depends on it. Above its mark by more than a millisecond a row may
+    /// come without, as chunks happen to be cut; so it is always left out there.
     fn shown_mark(self) -> Option<Millis> {
         (self.ts <= self.mark.saturating_add(1)).then_some(self.mark)
     }

@@ -1,13 +1,14 @@
 //! Panes as buckets of groups, and the slots that their accumulators live in.
 //!
 //! # Invariant
-//! A slot is a group id of the operator's one set of accumulators; it belongs to one bucket and key, or
-//! to one running window and key, or it is free and empty. A key's references count the buckets that
-//! hold it; a key without any may be freed.
+//! A slot is a group id of the operator's one set of accumulators; it belongs to one bucket and
+//! key, or to one running window and key, or it is free and empty. A key's references count the
+//! buckets that hold it; a key without any may be freed.
 //!
 //! # Memory
-//! Per key and bucket its cells and 8 bytes; while a bucket takes rows also a table from key to slot,
-//! dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed before.
+//! Per key and bucket its cells and 8 bytes; while a bucket takes rows also a table from key to
+//! slot, dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed
+//! before.
 
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
@@ -93,9 +94,9 @@ impl Keys {
         }
     }
 
-    /// Frees keys that nothing refers to. A key that comes with every window has no reference between
-    /// two of them, so keys stay until they are twice as many as lately were in use: then at least half
-    /// of them go, which makes it O(1) a key.
+    /// Frees keys that nothing refers to. A key that comes with every window has no reference
+    /// between two of them, so keys stay until they are twice as many as lately were in use: then
+    /// at least half of them go, which makes it O(1) a key.
     pub(super) fn collect(&mut self) {
         self.peak = self.referenced.max(self.peak - self.peak / 16);
         if self.interner.len() <= 2 * self.peak + 1024 {

@@ -1,11 +1,12 @@
 //! The geometry of windows: panes, and the ends of the windows over a pane.
 //!
 //! # Panes
-//! Windows begin at offset + n · slide and end `size` later. With r = size mod slide no window begins
-//! or ends but at a multiple of the slide or r behind one, so the panes are `[n · slide, n · slide + r)`
-//! and `[n · slide + r, (n + 1) · slide)`, or the slide as a whole where r is 0. They are unions of panes
-//! that are gcd(size, slide) wide, at most two a slide however small the gcd. Where the slide is no
-//! less than the size, a pane is a window, and times between windows have none.
+//! Windows begin at offset + n · slide and end `size` later. With r = size mod slide no window
+//! begins or ends but at a multiple of the slide or r behind one, so the panes are `[n · slide, n ·
+//! slide + r)` and `[n · slide + r, (n + 1) · slide)`, or the slide as a whole where r is 0. They
+//! are unions of panes that are gcd(size, slide) wide, at most two a slide however small the gcd.
+//! Where the slide is no less than the size, a pane is a window, and times between windows have
+//! none.
 
 use weir_engine::time::{Millis, floor_to};
 

@@ -1,19 +1,21 @@
 //! The running window: what slides from one end to the next.
 //!
 //! # Three ways
-//! - [`Evicting`], for invertible aggregates of hopping windows: a bucket that enters is added to its
-//!   keys' running cells, one that leaves is taken away. O(groups of the buckets) a slide.
-//! - [`Stacks`], for the others: two stacks a key. The entries of a key in its *front* hold the sum of
-//!   themselves and all front entries after them; those in the *back* hold themselves, and their sum is
-//!   kept beside them. The window is first front entry + back sum. Leaving pops the front; if that is
-//!   empty, the back is summed up from its end and becomes the front. Each entry is summed once, so
-//!   it is O(1) amortised; the turns of keys that began together come together, in one slide.
-//! - [`Growing`], for cumulating windows: buckets enter until the longest window has fired, then all
-//!   leave at once.
+//! - [`Evicting`], for invertible aggregates of hopping windows: a bucket that enters is added to
+//!   its keys' running cells, one that leaves is taken away. O(groups of the buckets) a slide.
+//! - [`Stacks`], for the others: two stacks a key. The entries of a key in its *front* hold the sum
+//!   of themselves and all front entries after them; those in the *back* hold themselves, and their
+//!   sum is kept beside them. The window is first front entry + back sum. Leaving pops the front;
+//!   if that is empty, the back is summed up from its end and becomes the front. Each entry is
+//!   summed once, so it is O(1) amortised; the turns of keys that began together come together, in
+//!   one slide.
+//! - [`Growing`], for cumulating windows: buckets enter until the longest window has fired, then
+//!   all leave at once.
 //!
 //! # Stragglers
-//! A straggler's bucket enters later than its pane, and leaves with it. Added and taken away it needs
-//! no more care. In two stacks it joins the entry of its pane; in the front also all entries before it.
+//! A straggler's bucket enters later than its pane, and leaves with it. Added and taken away it
+//! needs no more care. In two stacks it joins the entry of its pane; in the front also all entries
+//! before it.
 
 use std::collections::{BTreeMap, VecDeque};
 use weir_engine::operator::OperatorError;
@@ -64,8 +66,8 @@ impl<T: Default> Live<T> {
         }
     }
 
-    /// Live keys in the order of their bytes, with their slots: O(live) where they are a good part of
-    /// all keys.
+    /// Live keys in the order of their bytes, with their slots: O(live) where they are a good part
+    /// of all keys.
     fn groups(&self, interner: &mut KeyInterner, slot: fn(&T) -> u32) -> (Vec<u32>, Vec<u32>) {
         let live = self.keys.len();
         let (mut keys, mut slots) = (Vec::with_capacity(live), Vec::with_capacity(live));

@@ -1,10 +1,10 @@
 //! Snapshots of windows: every group of every bucket as one Arrow row.
 //!
 //! # Form
-//! Per key group one part `groups`: the key's columns, `part` (what the group is, see `Part`), `pane`
-//! and `entry` (times), then the aggregates' state; in order of key bytes, part, pane and entry. One
-//! part `watermark` for all key groups. What can be summed up again (running cells, the sum of a back
-//! stack) is not written; aggregates are exact, so summing up again gives the same.
+//! Per key group one part `groups`: the key's columns, `part` (what the group is, see `Part`),
+//! `pane` and `entry` (times), then the aggregates' state; in order of key bytes, part, pane and
+//! entry. One part `watermark` for all key groups. What can be summed up again (running cells, the
+//! sum of a back stack) is not written; aggregates are exact, so summing up again gives the same.
 
 use arrow::array::{
     ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMillisecondArray, UInt8Array,

@@ -146,8 +146,8 @@ fn parse(line: &'static str) -> Row {
     row
 }
 
-/// Lines `key time value [@mark] [xdiff]` are rows of one chunk, `W time` ends an epoch, `W end` the
-/// input. After each epoch: its output, behind `> W`.
+/// Lines `key time value [@mark] [xdiff]` are rows of one chunk, `W time` ends an epoch, `W end`
+/// the input. After each epoch: its output, behind `> W`.
 fn run(mut operator: WindowAggregate, script: &'static str) -> String {
     let (mut rows, mut shown, mut out) = (Vec::new(), String::new(), Output::default());
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {

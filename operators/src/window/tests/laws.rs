@@ -9,14 +9,17 @@ use super::*;
 
 const KEYS: [&str; 5] = ["a", "b", "ab", "-", "c"];
 
+/// Split, key, step of time, value in eighths.
+type Step = (usize, usize, i64, i32);
+
 #[derive(Clone, Debug)]
 struct Case {
     shape: WindowShape,
     delay: Millis,
     dictionary: bool,
     extremes: bool,
-    /// Per epoch: rows (split, key, step of time, value in eighths), and a split that is idle.
-    epochs: Vec<(Vec<(usize, usize, i64, i32)>, Option<usize>)>,
+    /// Per epoch: rows, and a split that is idle.
+    epochs: Vec<(Vec<Step>, Option<usize>)>,
     /// Seeds of chunking.
     cuts: Vec<usize>,
     /// The epoch after which all is snapshotted, and whether two cores go on.
@@ -207,7 +210,7 @@ fn epoch(
                 break;
             }
         }
-        if case.cuts[0] % 2 == 0 {
+        if case.cuts[0].is_multiple_of(2) {
             chunks.reverse();
         }
         chunks.into_iter().for_each(|chunk| core.push(0, chunk, &mut out).unwrap());
