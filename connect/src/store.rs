@@ -5,9 +5,9 @@
 //! between folders; `""` is the very thing that was opened, which may be a single file.
 //!
 //! # What is durable
-//! When [`Store::put`] and [`Upload::finish`] return, the object is on disk (file and folder synced)
-//! or acknowledged by the server, whole. Before, nobody sees it: local files are written under a name
-//! that starts with a dot and then renamed.
+//! When [`Store::put`] and [`Upload::finish`] return, the object is on disk (file and folder
+//! synced) or acknowledged by the server, whole. Before, nobody sees it: local files are written
+//! under a name that starts with a dot and then renamed.
 //!
 //! # Threads
 //! All network traffic runs on one thread with a small runtime, shared by the process. Callers wait
@@ -34,8 +34,8 @@ mod tests;
 crate::options! {
     /// Options of object stores, for every connector that has a `path`.
     pub struct StoreOptions {
-        /// Address of an S3 server other than Amazon's. Plain `http://` is accepted for this machine
-        /// only, unless `s3.allow-http` is set.
+        /// Address of an S3 server other than Amazon's. Plain `http://` is accepted for this
+        /// machine only, unless `s3.allow-http` is set.
         pub endpoint: Option<String> = "s3.endpoint", optional;
         /// Access key; without one the environment (`AWS_ACCESS_KEY_ID` …) or the instance's role.
         pub access_key: Option<String> = "s3.access-key", optional;

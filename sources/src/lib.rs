@@ -2,5 +2,6 @@
 //! makes an offset log of those that cannot be read again.
 
 pub mod broker;
+pub mod filesystem;
 pub mod journal;
 pub mod mqtt;

@@ -1,9 +1,9 @@
 //! Files on local disks.
 //!
 //! # Invariant
-//! A name that does not start with a dot holds a whole object: it is written under a name of its own,
-//! synced, then renamed, and the folder is synced. A crash leaves at most a file with a dot, which no
-//! listing shows.
+//! A name that does not start with a dot holds a whole object: it is written under a name of its
+//! own, synced, then renamed, and the folder is synced. A crash leaves at most a file with a dot,
+//! which no listing shows.
 
 use bytes::Bytes;
 use std::fs::{self, File};

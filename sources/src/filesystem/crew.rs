@@ -1,0 +1,276 @@
+//! The threads that decode files, and put what they decoded into the queues in order.
+//!
+//! # Invariant
+//! Units of a split are numbered in its order; chunks enter its queue in the order of unit numbers,
+//! and only while the queue has room, so that no thread ever waits for one queue while another
+//! could be filled.
+//!
+//! # Argument
+//! A lane (one split) is changed under its lock only. Whoever holds it pushes what is next in
+//! order, then takes a unit, lets go, decodes, comes back. A queue's room only grows but by pushes,
+//! and only the holder of the lock pushes, so `has_room` stays true until its push.
+//!
+//! # Cost and limits
+//! At most `AHEAD` units of a lane are decoded and not yet pushed, and none are begun while its
+//! queue is full: a lane holds its queue's limit and a few units. A thread with nothing to do looks
+//! again after a millisecond (20 ms while no split is wanted).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use weir_engine::connector::ConnectorError;
+use weir_engine::source::{Chunk, SourceHandle, SplitQueue};
+
+use super::Units;
+
+/// Units of a lane that may be taken before the oldest of them has been pushed.
+const AHEAD: u64 = 4;
+const THREADS_MAX: usize = 4;
+const BUSY_WAIT: Duration = Duration::from_millis(1);
+const IDLE_WAIT: Duration = Duration::from_millis(20);
+
+/// Cuts a queue's split into units.
+pub(super) type Open =
+    Box<dyn Fn(&Arc<SplitQueue>) -> Result<Box<dyn Units>, ConnectorError> + Send + Sync>;
+
+struct Lane {
+    queue: Arc<SplitQueue>,
+    state: Mutex<LaneState>,
+}
+
+#[derive(Default)]
+struct LaneState {
+    units: Option<Box<dyn Units>>,
+    /// Number of the next unit to take, and of the one whose chunks are next to push.
+    next_taken: u64,
+    next_pushed: u64,
+    decoded: BTreeMap<u64, Result<VecDeque<Chunk>, ConnectorError>>,
+    /// No unit is left to take.
+    ended: bool,
+    done: bool,
+}
+
+struct Shared {
+    lanes: Vec<Lane>,
+    open: Open,
+    stop: AtomicBool,
+    idle: Mutex<()>,
+    news: Condvar,
+}
+
+/// The threads of one worker.
+pub(super) struct Crew {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a thread found to do in a lane.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Work,
+    Nothing,
+    Unwanted,
+    Done,
+}
+
+impl Crew {
+    pub(super) fn start(
+        table: &str,
+        queues: Vec<Arc<SplitQueue>>,
+        open: Open,
+    ) -> Result<Crew, ConnectorError> {
+        let lane = |queue| Lane { queue, state: Mutex::default() };
+        let shared = Arc::new(Shared {
+            lanes: queues.into_iter().map(lane).collect(),
+            open,
+            stop: AtomicBool::new(false),
+            idle: Mutex::new(()),
+            news: Condvar::new(),
+        });
+        let count = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
+        let mut crew = Crew { shared, threads: Vec::new() };
+        for number in 0..count {
+            let shared = crew.shared.clone();
+            let thread = std::thread::Builder::new().name(format!("files-{table}-{number}"));
+            let thread = thread.spawn(move || shared.work(number)).map_err(|e| {
+                ConnectorError::fatal(format!("cannot start a thread for table `{table}`: {e}"))
+            })?;
+            crew.threads.push(thread);
+        }
+        Ok(crew)
+    }
+}
+
+impl SourceHandle for Crew {
+    fn committed(&mut self, _offsets: &[(u64, u64)]) {}
+
+    fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.news.notify_all();
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.stop();
+        for thread in self.threads.drain(..) {
+            // A panic has been told to the queues already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells the queues should a thread panic: a job must not wait for ever.
+struct Alarm<'a>(&'a Shared);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for lane in &self.0.lanes {
+                lane.queue.fail(ConnectorError::fatal("a thread that reads files has panicked"));
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, first: usize) {
+        let _alarm = Alarm(self);
+        let mut start = first;
+        while !self.stop.load(Ordering::Acquire) {
+            let lanes = (0..self.lanes.len()).map(|n| (start + n) % self.lanes.len());
+            let mut all = Found::Done;
+            for n in lanes {
+                let found = self.lanes[n].step(&self.open);
+                if found == Found::Work {
+                    self.news.notify_all();
+                    start = n + 1;
+                    all = found;
+                    break;
+                }
+                if all == Found::Done || found == Found::Nothing {
+                    all = found;
+                }
+            }
+            match all {
+                Found::Work => {}
+                Found::Nothing => self.rest(BUSY_WAIT),
+                Found::Unwanted => self.rest(IDLE_WAIT),
+                Found::Done => return,
+            }
+        }
+    }
+
+    fn rest(&self, time: Duration) {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.stop.load(Ordering::Acquire) {
+            drop(self.news.wait_timeout(idle, time));
+        }
+    }
+}
+
+impl Lane {
+    /// Pushes what can be pushed, and decodes one unit if there is room for it.
+    fn step(&self, open: &Open) -> Found {
+        if !self.queue.wanted() {
+            return if self.queue.is_closed() { Found::Done } else { Found::Unwanted };
+        }
+        let Ok(mut state) = self.state.try_lock() else { return Found::Nothing };
+        let pushed = self.push(&mut state);
+        if state.done {
+            return Found::Done;
+        }
+        let room = self.queue.has_room() && state.next_taken - state.next_pushed < AHEAD;
+        if state.ended || !room {
+            return if pushed { Found::Work } else { Found::Nothing };
+        }
+        let number = state.next_taken;
+        let unit = match self.take(&mut state, open) {
+            Ok(Some(unit)) => unit,
+            Ok(None) => {
+                state.ended = true;
+                self.push(&mut state);
+                return Found::Work;
+            }
+            Err(error) => {
+                state.ended = true;
+                state.next_taken += 1;
+                state.decoded.insert(number, Err(error));
+                self.push(&mut state);
+                return Found::Work;
+            }
+        };
+        state.next_taken += 1;
+        drop(state);
+        let chunks = unit.decode().map(VecDeque::from);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.decoded.insert(number, chunks);
+        self.push(&mut state);
+        Found::Work
+    }
+
+    fn take(
+        &self,
+        state: &mut LaneState,
+        open: &Open,
+    ) -> Result<Option<Box<dyn super::Unit>>, ConnectorError> {
+        if state.units.is_none() {
+            state.units = Some(open(&self.queue)?);
+        }
+        match &mut state.units {
+            Some(units) => units.next(),
+            None => Ok(None),
+        }
+    }
+
+    /// Pushes decoded chunks in order while there is room; says whether it could do anything.
+    fn push(&self, state: &mut LaneState) -> bool {
+        let mut any = false;
+        while !state.done {
+            let next = state.next_pushed;
+            match state.decoded.get_mut(&next) {
+                Some(Ok(chunks)) => {
+                    while let Some(chunk) = chunks.pop_front() {
+                        if !self.queue.has_room() {
+                            chunks.push_front(chunk);
+                            return any;
+                        }
+                        any = true;
+                        if !self.queue.push(chunk) {
+                            state.close();
+                            return any;
+                        }
+                    }
+                    state.decoded.remove(&next);
+                    state.next_pushed += 1;
+                }
+                Some(Err(_)) => {
+                    if let Some(Err(error)) = state.decoded.remove(&next) {
+                        self.queue.fail(error);
+                    }
+                    state.close();
+                    return true;
+                }
+                None => {
+                    if state.ended && state.next_pushed == state.next_taken {
+                        self.queue.finish();
+                        state.close();
+                        return true;
+                    }
+                    return any;
+                }
+            }
+        }
+        any
+    }
+}
+
+impl LaneState {
+    fn close(&mut self) {
+        self.done = true;
+        self.units = None;
+        self.decoded.clear();
+    }
+}
