@@ -1,8 +1,8 @@
-//! Nanoseconds a row of window operators, and of the exact aggregates alone: CPU time of one thread.
+//! CPU time a row of window operators, and of the exact aggregates alone, on one thread.
 //!
-//! `cargo run -p weir-operators --example window_speed [-- part]`: `aggregates`, `tumble` (20 M rows,
-//! 10 000 string keys, 5 minutes, five aggregates) or `hop` (1 h by 15 s over 100 000 keys against
-//! TUMBLE 15 s on the same rows). Best of three runs.
+//! `cargo run -p weir-operators --example window_speed [-- part]`: `aggregates`, `tumble` (20 M
+//! rows, 10 000 string keys, 5 minutes, five aggregates) or `hop` (1 h by 15 s over 100 000 keys
+//! against TUMBLE 15 s on the same rows). Best of three runs.
 #![allow(clippy::print_stdout)]
 
 use arrow::array::*;
