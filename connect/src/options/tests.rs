@@ -78,6 +78,7 @@ fn reads_values_and_defaults() {
         &[],
     );
     let read = read.unwrap();
+    assert_eq!(read.topic, "t");
     assert_eq!((read.format, read.size, read.flag), (Format::Parquet, Size(8 << 20), false));
     assert_eq!((read.wait, read.shards.get()), (Duration::from_secs(300), 1));
     assert_eq!(read.properties.get("a"), Some("b"));

@@ -264,7 +264,7 @@ proptest! {
         let total: usize = sizes.iter().sum();
         let written = |sizes: &[usize]| {
             let folder = tempfile::tempdir().unwrap();
-            let more = [("format", format), ("parquet.row-group-rows", "10000")];
+            let more = [("format", format), ("parquet.row-group-rows", "50000")];
             let (mut out, _) = writer(&table(folder.path(), &more));
             let mut from = 0;
             for &size in sizes {

@@ -208,7 +208,8 @@ pub(crate) fn of_server(error: &tokio_postgres::Error) -> ConnectorError {
         let text = with_causes(error);
         // The client has no codes for its own errors, only these beginnings.
         let hopeless = ["authentication error", "invalid configuration"];
-        let remedy = if hopeless.iter().any(|start| text.starts_with(start)) {
+        let untrusted = text.contains("invalid peer certificate");
+        let remedy = if untrusted || hopeless.iter().any(|start| text.starts_with(start)) {
             Remedy::Reconfigure
         } else {
             Remedy::Retry
