@@ -1,8 +1,8 @@
 //! Typed options of connectors: one struct gives parsing, complaints and the manual.
 //!
 //! A connector declares its WITH options with [`options!`](crate::options!): a struct whose doc
-//! comments are the manual, each field with its key and whether it is required, has a default or may
-//! be absent. `read` checks a table against it and reports everything that is wrong at once:
+//! comments are the manual, each field with its key and whether it is required, has a default or
+//! may be absent. `read` checks a table against it and reports everything that is wrong at once:
 //!
 //! ```
 //! use std::time::Duration;
@@ -97,8 +97,8 @@ impl fmt::Display for Secret {
     }
 }
 
-/// Options under a prefix such as `properties.*`, by what follows the prefix. `Debug` shows keys only,
-/// because some of the values are passwords.
+/// Options under a prefix such as `properties.*`, by what follows the prefix. `Debug` shows keys
+/// only, because some of the values are passwords.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Prefixed(BTreeMap<String, String>);
 
@@ -234,7 +234,8 @@ impl<'a> Reader<'a> {
     }
 
     /// An option that may be absent: `Some(None)` then.
-    #[allow(clippy::option_option)] // The outer layer is "could be read", as in the other functions.
+    // The outer layer is "could be read", as in the other functions.
+    #[allow(clippy::option_option)]
     pub fn optional<T: OptionValue>(&mut self, key: &str) -> Option<Option<T>> {
         match self.table.option(key) {
             Some(text) => self.parsed(key, text).map(Some),
@@ -275,8 +276,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A complaint for every option of `table` that is neither in `own` nor in `also`, nor understood by
-/// the engine, nor `connector`.
+/// A complaint for every option of `table` that is neither in `own` nor in `also`, nor understood
+/// by the engine, nor `connector`.
 pub fn unknown_options(
     table: &TableSpec,
     own: &[OptionDoc],
@@ -332,8 +333,8 @@ crate::options! {
 
 /// Declares the options of a connector; see the [module](crate::options) for an example.
 ///
-/// Fields read `pub name: Type = "key", how;` where *how* is `required "example"`, `default "text"`,
-/// `optional` (the type is an `Option`) or `prefix` (the key ends in `*`, the type is
+/// Fields read `pub name: Type = "key", how;` where *how* is `required "example"`, `default
+/// "text"`, `optional` (the type is an `Option`) or `prefix` (the key ends in `*`, the type is
 /// [`Prefixed`](crate::options::Prefixed)). Made are the struct, `docs()` and
 /// `read(table, also)`: `also` are the options of the connector's other half, which pass unread.
 #[macro_export]

@@ -1,15 +1,16 @@
 //! Trying again: how long to wait, when to give up, and how it is seen from outside.
 //!
 //! # The policy
-//! A server that was **never reached** is probably misspelt or not running: after 15 s the job ends with
-//! a readable error. A server that **was reached once** is only away: it is tried again for ever, and
-//! the notice says since when and why. Errors that no repetition mends (`Reconfigure`, `Fatal`) come
-//! back at once.
+//! A server that was **never reached** is probably misspelt or not running: after 15 s the job
+//! ends with a readable error. A server that **was reached once** is only away: it is tried again
+//! for ever, and the notice says since when and why. Errors that no repetition mends
+//! (`Reconfigure`, `Fatal`) come back at once.
 //!
 //! # Waiting
-//! 100 ms, doubled each time up to 10 s, of which between a half and the whole is waited: shards that
-//! lost one server together do not come back together. The share comes from a hash of the seed and
-//! the attempt, never from a random generator, so that a test sees the same waits each time.
+//! 100 ms, doubled each time up to 10 s, of which between a half and the whole is waited: shards
+//! that lost one server together do not come back together. The share comes from a hash of the
+//! seed and the attempt, never from a random generator, so that a test sees the same waits each
+//! time.
 //!
 //! Loops of their own (an MQTT client) tell [`Retrying`] what happened with
 //! [`succeeded`](Retrying::succeeded) and [`failed`](Retrying::failed); others use
@@ -79,8 +80,9 @@ pub struct Retrying<'a> {
 }
 
 impl<'a> Retrying<'a> {
-    /// Tries to reach `what` (`PostgreSQL at 127.0.0.1:5432 for table …`; never a secret). What a person should know
-    /// now goes to `notice`; `stop` says whether nobody waits for success any more.
+    /// Tries to reach `what` (`PostgreSQL at 127.0.0.1:5432 for table …`; never a secret). What a
+    /// person should know now goes to `notice`; `stop` says whether nobody waits for success any
+    /// more.
     pub fn new(
         what: impl Into<String>,
         notice: impl Fn(Option<String>) + Send + 'a,

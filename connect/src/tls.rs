@@ -43,8 +43,8 @@ pub struct TlsOptions {
 /// A rustls configuration of these options.
 ///
 /// # Errors
-/// `Reconfigure`: a file that cannot be read or holds something else, a certificate without its key,
-/// no authority at all.
+/// `Reconfigure`: a file that cannot be read or holds something else, a certificate without its
+/// key, no authority at all.
 pub fn client_config(options: &TlsOptions) -> Result<ClientConfig, ConnectorError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())

@@ -2,23 +2,25 @@
 //!
 //! # What is promised
 //! - A file is visible once it is whole, and never before. On a local disk it is written beside the
-//!   others under a hidden name (`.part-….inprogress`), synced, linked to its name, and the folder is
-//!   synced; for a bucket it is staged on the local disk and put in one piece or as a multipart upload.
+//!   others under a hidden name (`.part-….inprogress`), synced, linked to its name, and the folder
+//!   is synced; for a bucket it is staged on the local disk and put in one piece or as a multipart
+//!   upload.
 //! - Its name is `part-<shard>-<first epoch>`, its bytes are a function of its rows and the epochs
-//!   alone: JSON has a form for each row, Parquet is fed in slices of a fixed number of rows counted
-//!   from the file's first, whatever batches the rows came in.
-//! - A file closes at the first epoch at which its bytes, or its age in recorded time, reach the limit;
-//!   with `sink.open-files-max` files open, those that were open longest close too.
+//!   alone: JSON has a form for each row, Parquet is fed in slices of a fixed number of rows
+//!   counted from the file's first, whatever batches the rows came in.
+//! - A file closes at the first epoch at which its bytes, or its age in recorded time, reach the
+//!   limit; with `sink.open-files-max` files open, those that were open longest close too.
 //!
 //! # An existing folder
-//! Files of other runs stay as they are, as in Flink: a script that is run twice leaves the rows twice.
-//! Live epochs are times, so names differ; a replay counts its epochs from 1, and where its name is
-//! taken it adds `-r1`, `-r2` and so on. Nothing is ever overwritten. What a crashed run left
-//! in progress is removed when the shard opens again; a run that is still alive holds locks on its own.
+//! Files of other runs stay as they are, as in Flink: a script that is run twice leaves the rows
+//! twice. Live epochs are times, so names differ; a replay counts its epochs from 1, and where its
+//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten (the one race left is in `bucket.rs`). What a crashed run
+//! left in progress is removed when the shard opens again; a run that is still alive holds locks
+//! on its own.
 //!
 //! # Partitions
-//! `PARTITIONED BY (a, b)` gives folders `a=x/b=y`, escaped as Flink and Hive do, with the columns left
-//! out of the files.
+//! `PARTITIONED BY (a, b)` gives folders `a=x/b=y`, escaped as Flink and Hive do, with the columns
+//! left out of the files.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -83,18 +85,20 @@ weir_connect::choices! {
 weir_connect::options! {
     /// Options of the `filesystem` sink.
     pub struct FilesystemSinkOptions {
-        /// Folder that the files go to: a path, `file:///path` or `s3://bucket/path`. It is made if it
-        /// does not exist.
+        /// Folder that the files go to: a path, `file:///path` or `s3://bucket/path`. It is made
+        /// if it does not exist.
         pub path: String = "path", required "archive/readings";
         /// Format of the files. Names end in `.jsonl` or `.parquet`.
         pub format: Format = "format", required "json";
         /// A file closes at the first epoch at which it is at least this large.
         pub file_size: Size = "sink.rolling-policy.file-size", default "128 MB";
-        /// A file closes at the first epoch at which it has been open for this long, in recorded time.
+        /// A file closes at the first epoch at which it has been open for this long, in recorded
+        /// time.
         pub rollover: Duration = "sink.rolling-policy.rollover-interval", default "30 min";
         /// Number of writers. Each has files of its own.
         pub shards: NonZeroU32 = "sink.shards", default "1";
-        /// Files that a writer keeps open at a time, one a partition; beyond that the oldest close early.
+        /// Files that a writer keeps open at a time, one a partition; beyond that the oldest close
+        /// early.
         pub open_files_max: NonZeroU32 = "sink.open-files-max", default "256";
         /// Name of the partition of rows whose partition column is NULL or empty.
         pub default_partition: String = "partition.default-name", default "__DEFAULT_PARTITION__";
@@ -197,8 +201,8 @@ impl Sink for FilesystemSink {
     }
 
     fn guarantee(&self) -> String {
-        "whole files, put once under names made of shard and first epoch; a run adds files and never \
-         overwrites; without a checkpoint, a restarted job may write rows again"
+        "whole files, put once under names made of shard and first epoch; a run adds files and \
+         never overwrites; without a checkpoint, a restarted job may write rows again"
             .to_owned()
     }
 }

@@ -1,22 +1,23 @@
 //! The `postgres` sink, also named `timescaledb`: COPY into a staging table, then one upsert.
 //!
 //! # What is promised
-//! - The rows of an epoch become visible together: groups of whole epochs go in one short transaction,
-//!   at the latest `sink.buffer-flush.interval` after the first of them. No transaction stays open while
-//!   nothing is sent, and nothing is prepared in two phases: on a hypertable that would block every
-//!   writer that needs a new chunk.
-//! - With a PRIMARY KEY a row replaces the one of its key (the last of a group wins), a row taken back
-//!   deletes it, and sending a group twice changes nothing. Without one, rows are appended; a group
-//!   whose COMMIT was lost on the way is sent again and may be there twice.
+//! - The rows of an epoch become visible together: groups of whole epochs go in one short
+//!   transaction, at the latest `sink.buffer-flush.interval` after the first of them. No
+//!   transaction stays open while nothing is sent, and nothing is prepared in two phases: on a
+//!   hypertable that would block every writer that needs a new chunk.
+//! - With a PRIMARY KEY a row replaces the one of its key (the last of a group wins), a row taken
+//!   back deletes it, and sending a group twice changes nothing. Without one, rows are appended; a
+//!   group whose COMMIT was lost on the way is sent again and may be there twice.
 //! - A server that was reached once is tried again for ever: the group is kept, nothing further is
 //!   accepted, and the notice says why. A server that was never reached ends the job after 15 s.
 //!
 //! # The table
-//! It is created where it does not exist; where the server has TimescaleDB and there is a time column
-//! that every unique index may hold, as a hypertable. Of a table that exists, columns, types and the
-//! unique index of the key are checked before any source is opened. Types: STRING text, TIMESTAMP
-//! timestamp, TIMESTAMP_LTZ timestamptz, DECIMAL numeric, DOUBLE float8, BYTES bytea, and so on; ARRAY,
-//! ROW and MAP are jsonb. Nanoseconds are cut to PostgreSQL's microseconds.
+//! It is created where it does not exist; where the server has TimescaleDB and there is a time
+//! column that every unique index may hold, as a hypertable. Of a table that exists, columns,
+//! types and the unique index of the key are checked before any source is opened. Types: STRING
+//! text, TIMESTAMP timestamp, TIMESTAMP_LTZ timestamptz, DECIMAL numeric, DOUBLE float8, BYTES
+//! bytea, and so on; ARRAY, ROW and MAP are jsonb. Nanoseconds are cut to PostgreSQL's
+//! microseconds.
 //!
 //! # Limits
 //! PostgreSQL takes no NUL character in text: such a row ends the job with the server's message.
@@ -61,8 +62,8 @@ weir_connect::choices! {
 weir_connect::options! {
     /// Options of the `postgres` sink.
     pub struct PostgresOptions {
-        /// Address of the database: `postgresql://user@host:port/database`. Several hosts may be named,
-        /// separated by commas.
+        /// Address of the database: `postgresql://user@host:port/database`. Several hosts may be
+        /// named, separated by commas.
         pub url: String = "url", required "postgresql://weir@db:5432/telemetry";
         /// Table to write to, with its schema if that is not in the search path.
         pub table_name: String = "table-name", required "public.sensor_5m";
@@ -87,8 +88,8 @@ weir_connect::options! {
         pub shards: NonZeroU32 = "sink.shards", default "1";
         /// Whether a table that does not exist is created.
         pub create: bool = "table.create", default "true";
-        /// Time column of the hypertable. Without it: the event-time column, else the only TIMESTAMP
-        /// column of the primary key.
+        /// Time column of the hypertable. Without it: the event-time column, else the only
+        /// TIMESTAMP column of the primary key.
         pub time_column: Option<String> = "timescaledb.time-column", optional;
         /// Time that a chunk of the hypertable covers. Without it: TimescaleDB's own default.
         pub chunk_interval: Option<Duration> = "timescaledb.chunk-interval", optional;

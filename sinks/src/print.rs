@@ -1,7 +1,7 @@
 //! The `print` sink: rows on standard output, as Flink prints them: `+I[a, 1.5]`.
 //!
-//! NULL is `null`; a row that is taken back starts with `-D`. Several shards would mix their rows, so
-//! there is one. Lines of one epoch are written together.
+//! NULL is `null`; a row that is taken back starts with `-D`. Several shards would mix their rows,
+//! so there is one. Lines of one epoch are written together.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::buffer::ScalarBuffer;

@@ -326,7 +326,8 @@ fn a_job_that_ended_waits_no_longer_than_it_may() {
     assert!(error.message.ends_with("(1 rows were not written)"), "{error}");
 }
 
-/// A server that asks for a password and refuses it, as PostgreSQL does: the real one here trusts all.
+/// A server that asks for a password and refuses it, as PostgreSQL does: the real one here trusts
+/// all.
 fn refusing_server() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

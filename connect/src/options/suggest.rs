@@ -20,7 +20,8 @@ pub fn did_you_mean<'a>(
     for candidate in candidates {
         let lower = candidate.to_lowercase();
         let other: Vec<char> = lower.chars().collect();
-        // `file-size` for `sink.rolling-policy.file-size`: the name is right, its prefix is missing.
+        // `file-size` for `sink.rolling-policy.file-size`: the name is right, its prefix is
+        // missing.
         let wrong =
             if !word.is_empty() && lower.ends_with(&tail) { 1 } else { distance(&letters, &other) };
         // A word with nothing in common is no suggestion, however short.

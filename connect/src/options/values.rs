@@ -1,4 +1,5 @@
-//! The types that an option can have, in Flink's spelling: durations, sizes, numbers, booleans, texts.
+//! The types that an option can have, in Flink's spelling: durations, sizes, numbers, booleans,
+//! texts.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -60,7 +61,8 @@ impl OptionValue for Secret {
     }
 }
 
-/// A list as Flink writes it: separated by `;`, blanks around the items ignored, empty items dropped.
+/// A list as Flink writes it: separated by `;`, blanks around the items ignored, empty items
+/// dropped.
 impl OptionValue for Vec<String> {
     const KIND: &'static str = "list separated by `;`";
 
@@ -144,7 +146,8 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     fits.then(|| Duration::new(seconds, (total % 1_000_000_000) as u32))
 }
 
-/// A number of bytes: `128 MB`, `8 MiB`, `64k`, `1048576`. As in Flink, all units are powers of 1024.
+/// A number of bytes: `128 MB`, `8 MiB`, `64k`, `1048576`. As in Flink, all units are powers of
+/// 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 

@@ -1,9 +1,9 @@
 //! Rows to bytes of a file, the same bytes whatever batches the rows come in.
 //!
 //! # Invariant
-//! The Parquet writer decides about pages by what one call brings it. So it is fed slices of exactly
-//! `SLICE_ROWS` rows counted from the start of the file (the last may be shorter): what it sees is a
-//! function of the rows alone. JSON has no such state.
+//! The Parquet writer decides about pages by what one call brings it. So it is fed slices of
+//! exactly `SLICE_ROWS` rows counted from the start of the file (the last may be shorter): what it
+//! sees is a function of the rows alone. JSON has no such state.
 
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
@@ -155,8 +155,8 @@ fn disk_error(error: parquet::errors::ParquetError) -> io::Error {
 
 /// Rows that wait until there are `SLICE_ROWS` of them.
 ///
-/// Short batches are copied and joined now and then: a slice of a message from another process would
-/// keep the whole message alive.
+/// Short batches are copied and joined now and then: a slice of a message from another process
+/// would keep the whole message alive.
 pub(crate) struct Slices {
     schema: SchemaRef,
     parts: VecDeque<RecordBatch>,

@@ -25,8 +25,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Divides `schema` by the names of the partition columns; unknown names are ignored, the caller
-    /// has refused them.
+    /// Divides `schema` by the names of the partition columns; unknown names are ignored, the
+    /// caller has refused them.
     pub(crate) fn of(schema: &Schema, partitioned_by: &[String], default_name: &str) -> Layout {
         let place = |name: &String| Some((schema.index_of(name).ok()?, name.clone()));
         let partition_columns: Vec<_> = partitioned_by.iter().filter_map(place).collect();
@@ -47,8 +47,8 @@ impl Layout {
         self.file_schema.clone()
     }
 
-    /// The rows of each folder (`""` without partitions) in their order; folders in the order of their
-    /// first rows.
+    /// The rows of each folder (`""` without partitions) in their order; folders in the order of
+    /// their first rows.
     pub(crate) fn divide(
         &mut self,
         rows: &RecordBatch,
@@ -119,8 +119,8 @@ impl Layout {
     }
 }
 
-/// Escapes what a path cannot hold as `%XX`, the set of Flink's `PartitionPathUtils` (and Hive's); also
-/// a name of dots alone, which would lead elsewhere.
+/// Escapes what a path cannot hold as `%XX`, the set of Flink's `PartitionPathUtils` (and Hive's);
+/// also a name of dots alone, which would lead elsewhere.
 fn escape(text: &str, out: &mut String) {
     let dots = !text.is_empty() && text.bytes().all(|b| b == b'.');
     for c in text.chars() {

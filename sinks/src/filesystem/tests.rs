@@ -195,8 +195,8 @@ fn refusals_say_where_and_why() {
     let below = message(&file.join("alerts"));
     assert_eq!(
         below,
-        "cannot create F/readings.jsonl/alerts for table `archive`: F/readings.jsonl is a file, not \
-         a directory"
+        "cannot create F/readings.jsonl/alerts for table `archive`: F/readings.jsonl is a file, \
+         not a directory"
     );
     assert!(message(&file).ends_with("F/readings.jsonl is a file, not a directory"));
     let kernel = sink(&table(Path::new("/proc/weir"), &[]), &[]).unwrap().probe().unwrap_err();

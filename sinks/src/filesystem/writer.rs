@@ -1,8 +1,8 @@
 //! One shard's open files, one a partition, and when they close.
 //!
 //! # Invariant
-//! Epoch e is committed iff no open file has rows of an epoch ≤ e. What closes, and when, depends on
-//! rows, epochs and recorded times alone.
+//! Epoch e is committed iff no open file has rows of an epoch ≤ e. What closes, and when, depends
+//! on rows, epochs and recorded times alone.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;

@@ -1,8 +1,8 @@
 //! Arrow rows in PostgreSQL's binary COPY format.
 //!
-//! The format: a header, then a row as its number of columns (2 bytes) and each column as its length
-//! (4 bytes, -1 for NULL) and its binary form, then -1. All numbers are big-endian; dates and times
-//! count from 2000-01-01. Source: PostgreSQL's documentation of COPY, and `numeric_recv`.
+//! The format: a header, then a row as its number of columns (2 bytes) and each column as its
+//! length (4 bytes, -1 for NULL) and its binary form, then -1. All numbers are big-endian; dates
+//! and times count from 2000-01-01. Source: PostgreSQL's documentation of COPY, and `numeric_recv`.
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::*;

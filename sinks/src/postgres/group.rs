@@ -2,8 +2,9 @@
 //!
 //! # Invariant
 //! Of a key that occurs in the group, exactly one action is left: the row that a reader would find
-//! after all epochs, or its deletion. Within an epoch rows have no order among diffs: what is added and
-//! taken back in one epoch cancels out, and a row added wins over one taken back (an update).
+//! after all epochs, or its deletion. Within an epoch rows have no order among diffs: what is
+//! added and taken back in one epoch cancels out, and a row added wins over one taken back (an
+//! update).
 //!
 //! # Complexity
 //! One key encoding and one look-up a row; where rows are taken back, one encoding of the row more.

@@ -106,8 +106,8 @@ impl TargetTable {
     pub(crate) fn kind_planned(&self) -> String {
         match self.hypertable_column() {
             Ok(time) => format!(
-                "if it does not exist: a hypertable by `{}` where the server has TimescaleDB, else a \
-                 plain table",
+                "if it does not exist: a hypertable by `{}` where the server has TimescaleDB, else \
+                 a plain table",
                 self.columns[time].name
             ),
             Err(why) => format!("plain table ({why})"),

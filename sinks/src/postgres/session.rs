@@ -1,9 +1,10 @@
 //! A connection that is made when it is needed, and one transaction a group.
 //!
 //! # Time
-//! A transaction may take `statement.timeout`, and beyond that as long as its bytes need at 1 KiB/s: a
-//! slow link is no dead one, and repeating a group that can never be in time would never end. A dead
-//! one is found by TCP keep-alives and `tcp_user_timeout`. A connection that failed is never used again.
+//! A transaction may take `statement.timeout`, and beyond that as long as its bytes need at 1
+//! KiB/s: a slow link is no dead one, and repeating a group that can never be in time would never
+//! end. A dead one is found by TCP keep-alives and `tcp_user_timeout`. A connection that failed is
+//! never used again.
 
 use bytes::Bytes;
 use futures::SinkExt;

@@ -1,10 +1,11 @@
 //! One shard: gathers whole epochs and sends them as groups.
 //!
 //! # How large a group is
-//! It is sent at the end of an epoch, once its first row has waited for `sink.buffer-flush.interval` or
-//! it has as many rows as a transaction may take. That number follows the link: a transaction of more
-//! than a second halves it, a faster one of that size doubles it, up to `sink.buffer-flush.max-rows`.
-//! So on a slow link transactions stay short, and a lost one costs little. A single epoch is never cut.
+//! It is sent at the end of an epoch, once its first row has waited for
+//! `sink.buffer-flush.interval` or it has as many rows as a transaction may take. That number
+//! follows the link: a transaction of more than a second halves it, a faster one of that size
+//! doubles it, up to `sink.buffer-flush.max-rows`. So on a slow link transactions stay short, and
+//! a lost one costs little. A single epoch is never cut.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;

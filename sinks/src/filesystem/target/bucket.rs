@@ -1,16 +1,17 @@
 //! An object store: files are staged on the local disk and put whole.
 //!
 //! # Argument
-//! An upload that fails half-way is begun again from the staged file, so memory is bounded by a part
-//! and no failure of the server loses a row. An object store shows an upload only when it is complete.
-//! The name is looked up first; small files are then put only if still absent. The reply of a put can
-//! be lost: a name that was free, and after a failed attempt holds exactly the staged bytes, is ours.
+//! An upload that fails half-way is begun again from the staged file, so memory is bounded by a
+//! part and no failure of the server loses a row. An object store shows an upload only when it is
+//! complete. The name is looked up first; small files are then put only if still absent. The reply
+//! of a put can be lost: a name that was free, and after a failed attempt holds exactly the staged
+//! bytes, is ours.
 //!
 //! # Limits
-//! Staging needs disk for the open files (`sink.rolling-policy.file-size` times partitions and shards)
-//! in the system's temporary folder. A file larger than `SINGLE_PUT_MAX` goes up in parts, whose
-//! completion is not conditional: another run that writes the same name in the same moment could be
-//! overwritten.
+//! Staging needs disk for the open files (`sink.rolling-policy.file-size` times partitions and
+//! shards) in the system's temporary folder. A file larger than `SINGLE_PUT_MAX` goes up in parts,
+//! whose completion is not conditional: another run that writes the same name in the same moment
+//! could be overwritten.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};

@@ -1,10 +1,11 @@
 //! A folder on a local disk.
 //!
 //! # Argument
-//! A file is written under a hidden name in the table's own folder, so that it is on the file system
-//! of its final name. It is synced before it is linked there, and a link fails where a name exists:
-//! so a visible file is whole, even after a power cut, and no file is ever replaced. Then its folder is
-//! synced. While it is written its lock is held; what has no lock was left by a run that died.
+//! A file is written under a hidden name in the table's own folder, so that it is on the file
+//! system of its final name. It is synced before it is linked there, and a link fails where a name
+//! exists: so a visible file is whole, even after a power cut, and no file is ever replaced. Then
+//! its folder is synced. While it is written its lock is held; what has no lock was left by a run
+//! that died.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
