@@ -14,7 +14,8 @@
 //! # An existing folder
 //! Files of other runs stay as they are, as in Flink: a script that is run twice leaves the rows
 //! twice. Live epochs are times, so names differ; a replay counts its epochs from 1, and where its
-//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten (the one race left is in `bucket.rs`). What a crashed run
+//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten (the one
+//! race that is left is described in `bucket.rs`). What a crashed run
 //! left in progress is removed when the shard opens again; a run that is still alive holds locks
 //! on its own.
 //!

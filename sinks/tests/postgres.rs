@@ -206,8 +206,11 @@ fn a_table_that_does_not_fit_is_refused_with_all_its_faults() {
     sql("DROP TABLE IF EXISTS misfit; CREATE TABLE misfit (k text, must int NOT NULL)");
     let error = made(&spec("misfit", &kv(&[]), &["k"], &[])).probe().unwrap_err();
     assert_eq!(error.remedy, Remedy::Reconfigure);
-    expect![[r#"table `misfit` in the database does not fit: column `k` is text and cannot take bigint; column `v` is missing; column `must` is NOT NULL and would get no value"#]]
-        .assert_eq(&error.message);
+    expect![[r#"
+        table `misfit` in the database does not fit: column `k` is text and cannot take bigint
+        column `v` is missing
+        column `must` is NOT NULL and would get no value"#]]
+    .assert_eq(&error.message.replace("; ", "\n"));
     sql("DROP TABLE misfit; CREATE TABLE misfit (k int8, v text)");
     let error = made(&spec("misfit", &kv(&[]), &["k"], &[])).probe().unwrap_err();
     assert!(
@@ -434,7 +437,8 @@ fn where_timescaledb_is_a_hypertable_is_asked_for() {
 
 /// The server makes itself an authority and a certificate for `localhost`, and switches TLS on.
 fn switch_tls_on() -> String {
-    let make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -subj /CN=weir-ca -days 2 \
+    let make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt \
+           -subj /CN=weir-ca -days 2 \
         && openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost \
         && printf ''subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n'' > server.ext \
         && openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt \
