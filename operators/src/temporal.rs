@@ -24,10 +24,11 @@ use weir_engine::rows::Delta;
 use weir_engine::time::Millis;
 
 use crate::rowwise::{batch_of, set_aside};
-use store::{NO_ROW, RowStore};
+use store::NO_ROW;
+pub(crate) use store::RowStore;
 
 /// The event times of a chunk, in milliseconds. Rows whose time is NULL fail and leave the chunk.
-fn timed(
+pub(crate) fn timed(
     mut delta: Delta,
     column: usize,
     out: &mut Output,
@@ -43,7 +44,10 @@ fn timed(
 }
 
 /// A column of event times as milliseconds.
-fn times_of(rows: &RecordBatch, column: usize) -> Result<ScalarBuffer<i64>, OperatorError> {
+pub(crate) fn times_of(
+    rows: &RecordBatch,
+    column: usize,
+) -> Result<ScalarBuffer<i64>, OperatorError> {
     let times = rows.column(column);
     match times.data_type() {
         DataType::Timestamp(TimeUnit::Millisecond, _) => {
@@ -81,7 +85,9 @@ fn beside(
 }
 
 /// A watermark of a state part.
-fn marks_part(marks: &[Millis]) -> Result<weir_engine::operator::StatePart, OperatorError> {
+pub(crate) fn marks_part(
+    marks: &[Millis],
+) -> Result<weir_engine::operator::StatePart, OperatorError> {
     let column = std::sync::Arc::new(arrow::array::Int64Array::from(marks.to_vec()));
     let rows = RecordBatch::try_from_iter([("mark", column as _)])?;
     let key_groups = weir_engine::keys::KeyGroups::ALL;

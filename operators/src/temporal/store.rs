@@ -30,14 +30,14 @@ struct Part {
 
 /// The rows.
 #[derive(Debug)]
-pub(super) struct RowStore {
+pub(crate) struct RowStore {
     schema: SchemaRef,
     parts: Vec<Part>,
 }
 
 impl RowStore {
     /// An empty store for rows of this schema; dictionaries are spelled out in it.
-    pub(super) fn new(schema: &Schema) -> Result<RowStore, OperatorError> {
+    pub(crate) fn new(schema: &Schema) -> Result<RowStore, OperatorError> {
         let plain = |t: &DataType| match t {
             DataType::Dictionary(_, values) => values.as_ref().clone(),
             other => other.clone(),
@@ -53,12 +53,12 @@ impl RowStore {
     }
 
     /// The number that the next row will get; also that of all rows, the row of NULLs included.
-    pub(super) fn next(&self) -> u32 {
+    pub(crate) fn next(&self) -> u32 {
         self.parts.last().map_or(0, |p| p.base + p.rows.num_rows() as u32)
     }
 
     /// Adds the rows at `indices`; the first gets number `next()`, the others follow.
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         rows: &RecordBatch,
         indices: &UInt32Array,
@@ -122,13 +122,13 @@ impl RowStore {
     }
 
     /// The rows as a batch.
-    pub(super) fn batch(&self, numbers: &[u32]) -> Result<RecordBatch, OperatorError> {
+    pub(crate) fn batch(&self, numbers: &[u32]) -> Result<RecordBatch, OperatorError> {
         let columns = self.gather(numbers)?;
         Ok(crate::rowwise::batch_of(&self.schema, columns, numbers.len())?)
     }
 
     /// Keeps only these rows: they get the numbers 1, 2, … in the order given.
-    pub(super) fn keep(&mut self, numbers: &[u32]) -> Result<(), OperatorError> {
+    pub(crate) fn keep(&mut self, numbers: &[u32]) -> Result<(), OperatorError> {
         let rows = self.batch(numbers)?;
         self.parts.truncate(1);
         let nulls = self.parts[0].rows.slice(0, 1);

@@ -129,12 +129,8 @@ fn readings_wait_for_their_window_and_come_in_order() {
 
         late ["a 9 106 straggler 45 36 !45@0/6"]
         Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0 }
-    "#]].assert_eq(&format!(
-        "{}\nlate {:?}\n{:?}\n",
-        epochs.join("\n"),
-        got.late,
-        got.counts
-    ));
+    "#]]
+    .assert_eq(&format!("{}\nlate {:?}\n{:?}\n", epochs.join("\n"), got.late, got.counts));
 }
 
 #[test]
