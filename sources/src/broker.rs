@@ -75,6 +75,11 @@ impl Broker {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// How many clients have subscribed to something; what is published before is lost to them.
+    pub fn subscribers(&self) -> usize {
+        self.core.subscribers().len()
+    }
 }
 
 impl Drop for Broker {
