@@ -117,6 +117,7 @@ enum Work {
 /// A running shard.
 pub(crate) struct Shard {
     pub(crate) queue: Arc<ShardQueue>,
+    report: Arc<SinkReport>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -132,6 +133,7 @@ impl Shard {
     ) -> Shard {
         let queue = Arc::new(ShardQueue { state: Mutex::default(), news: Condvar::new() });
         let theirs = queue.clone();
+        let shown = report.clone();
         let work = move || {
             let write = AssertUnwindSafe(|| {
                 let mut writer = sink.open(shard, report)?;
@@ -149,7 +151,7 @@ impl Shard {
         };
         let spawned = std::thread::Builder::new().name(format!("sink-{shard}")).spawn(work);
         match spawned {
-            Ok(thread) => Shard { queue, thread: Some(thread) },
+            Ok(thread) => Shard { queue, report: shown, thread: Some(thread) },
             Err(error) => panic!("the system gives no thread for a sink: {error}"),
         }
     }
@@ -159,6 +161,8 @@ impl Drop for Shard {
     fn drop(&mut self) {
         let (_, done) = self.queue.progress();
         if !done {
+            // A writer that is trying again must not be waited for.
+            self.report.give_up();
             self.queue.abandon();
         }
         if let Some(thread) = self.thread.take() {
