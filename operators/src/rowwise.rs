@@ -1,13 +1,15 @@
 //! Filter and projection, row by row, without state.
 //!
 //! # Contract
-//! A row passes if the filter is true (not false, not NULL); then it gets the projected columns. Rows
-//! keep their order, diffs, provenance and the chunk's origin. A row for which the filter or a column
-//! cannot be evaluated goes to the dead letters as it came in, with the first reason; the rest goes on.
+//! A row passes if the filter is true (not false, not NULL); then it gets the projected columns.
+//! Rows keep their order, diffs, provenance and the chunk's origin. A row for which the filter or
+//! a column cannot be evaluated goes to the dead letters as it came in, with the first reason; the
+//! rest goes on.
 //!
 //! # Recorded time
-//! An expression that reads it can only be evaluated once the epoch's cut is known: such an operator
-//! keeps the chunks of the open epoch until `advance`. All others work in `push` and hold nothing.
+//! An expression that reads it can only be evaluated once the epoch's cut is known: such an
+//! operator keeps the chunks of the open epoch until `advance`. All others work in `push` and hold
+//! nothing.
 //!
 //! # Dictionaries
 //! A string column that comes in as a dictionary stays one, whatever the planned schema says: see
@@ -75,13 +77,12 @@ impl RowWise {
     }
 
     /// The rows that the filter has a value for, and that value; `None` where no row is left.
-    #[allow(clippy::type_complexity)]
     fn filter(
         &self,
         mut delta: Delta,
         now: Millis,
         out: &mut Output,
-    ) -> Result<Option<(Delta, Option<BooleanArray>)>, OperatorError> {
+    ) -> Result<Option<Masked>, OperatorError> {
         let Some(filter) = &self.spec.filter else {
             return Ok((!delta.is_empty()).then_some((delta, None)));
         };
@@ -129,6 +130,9 @@ impl RowWise {
         }
     }
 }
+
+/// A chunk and which of its rows pass; `None`: all.
+type Masked = (Delta, Option<BooleanArray>);
 
 fn emit(delta: Delta, out: &mut Output) -> Result<(), OperatorError> {
     if !delta.is_empty() {
@@ -209,7 +213,8 @@ pub fn set_aside(
 }
 
 /// A batch of these columns under this schema, except that a column planned as a string may be a
-/// dictionary of strings: its field then says so. Columns of any other type than planned are an error.
+/// dictionary of strings: its field then says so. Columns of any other type than planned are an
+/// error.
 pub fn batch_of(
     schema: &SchemaRef,
     columns: Vec<ArrayRef>,

@@ -1,41 +1,43 @@
 //! Session windows: rows of a key that are no more than a gap apart.
 //!
 //! # The rule
-//! L of a row is the greater of its mark and W before its epoch. A row is *in order* if ts > L, else a
-//! *straggler*. Rows in order merge when no more than the gap apart and the earlier one's ts + gap − 1 >
-//! the later one's L. Stragglers then follow in order of (L, split, offset): one joins every session
-//! whose extent [first, last + gap] touches its own and whose end − 1 > its L, making them one; else it
-//! opens its own if ts + gap − 1 > L; else it is late. A session is [first, last + gap).
+//! L of a row is the greater of its mark and W before its epoch. A row is *in order* if ts > L,
+//! else a *straggler*. Rows in order merge when no more than the gap apart and the earlier one's
+//! ts + gap − 1 > the later one's L. Stragglers then follow in order of (L, split, offset): one
+//! joins every session whose extent [first, last + gap] touches its own and whose end − 1 > its L,
+//! making them one; else it opens its own if ts + gap − 1 > L; else it is late. A session is
+//! [first, last + gap).
 //!
 //! # Rows in order merge on receipt
-//! Two of them less than the gap apart always merge: the later one's L < its ts ≤ the earlier one's ts +
-//! gap − 1. Exactly the gap apart, they do unless the later one's L is its ts − 1: then its time is
-//! *tight*. Rows of one time merge with each other, so a run is two times, what its rows add up to, and
-//! whether its first time has a row that is not tight. Which runs there are depends on the set of rows.
+//! Two of them less than the gap apart always merge: the later one's L < its ts ≤ the earlier
+//! one's ts + gap − 1. Exactly the gap apart, they do unless the later one's L is its ts − 1: then
+//! its time is *tight*. Rows of one time merge with each other, so a run is two times, what its
+//! rows add up to, and whether its first time has a row that is not tight. Which runs there are
+//! depends on the set of rows.
 //!
 //! # Stragglers are kept one by one, and played when something may fire
 //! Let W be the watermark after an epoch. Rows still to come have L ≥ W. So:
-//! - All stragglers with L < W are here, and no straggler with L ≥ W can join or open a session whose
-//!   end − 1 ≤ W: such sessions are made by the former alone, in an order that is complete.
-//! - Rows in order still to come have ts ≥ W + 1. They extend only runs with end − 1 > W (at ts = W + 1
-//!   their L is W, and they are tight), and meet a straggler only if its ts + gap ≥ W + 1. Then the
-//!   session it is in has end − 1 ≥ W: it doesn't fire now, unless that is W itself and the straggler its
-//!   last row. Such a session, alone, waits for W ≥ end: then all rows that its straggler may meet are
-//!   here.
-//! - A straggler with L < W that is late stays so: what it could still meet begins at W + 1 or later,
-//!   beyond its ts + gap ≤ L + 1.
+//! - All stragglers with L < W are here, and no straggler with L ≥ W can join or open a session
+//!   whose end − 1 ≤ W: such sessions are made by the former alone, in an order that is complete.
+//! - Rows in order still to come have ts ≥ W + 1. They extend only runs with end − 1 > W (at ts =
+//!   W + 1 their L is W, and they are tight), and meet a straggler only if its ts + gap ≥ W + 1.
+//!   Then the session it is in has end − 1 ≥ W: it doesn't fire now, unless that is W itself and
+//!   the straggler its last row. Such a session, alone, waits for W ≥ end: then all rows that its
+//!   straggler may meet are here.
+//! - A straggler with L < W that is late stays so: what it could still meet begins at W + 1 or
+//!   later, beyond its ts + gap ≤ L + 1.
 //!
-//! So the sessions that fire at W, and the late rows, are those of the rule applied to all rows of all
-//! time: no matter how epochs cut them or in which order splits are read. What does not fire is played
-//! again from the start when it may: taking a session out of the play changes no other.
+//! So the sessions that fire at W, and the late rows, are those of the rule applied to all rows of
+//! all time: no matter how epochs cut them or in which order splits are read. What does not fire
+//! is played again from the start when it may: taking a session out of the play changes no other.
 //!
 //! # Watermark of the output
 //! W less 1 ms, for the sessions that wait for W ≥ end: their time is end − 1.
 //!
 //! # Complexity
-//! A row in order: a look-up of its key and a step over the key's open runs, of which there are few. A
-//! key is looked at once a gap, or when a session of it may fire. Playing s stragglers of a key: O(s²) at
-//! worst, once for each time that something of the key may fire or be late.
+//! A row in order: a look-up of its key and a step over the key's open runs, of which there are
+//! few. A key is looked at once a gap, or when a session of it may fire. Playing s stragglers of a
+//! key: O(s²) at worst, once for each time that something of the key may fire or be late.
 
 mod keeping;
 pub(crate) mod late;
@@ -81,7 +83,7 @@ pub struct SessionAggregateSpec {
 }
 
 /// Ids of keys that are freed together at the least.
-const VACANT_MIN: usize = 4096;
+const VACANT_MIN: usize = 1 << 16;
 /// Rows of stragglers that are gone, beyond those that wait, before the store is rewritten.
 const DEAD_MIN: usize = 4096;
 
@@ -100,6 +102,14 @@ pub struct SessionAggregate {
     stragglers: usize,
     /// W before the open epoch.
     before: Millis,
+}
+
+/// Where the rows of a chunk belong.
+struct Placed {
+    /// The group of each row.
+    groups: Vec<u32>,
+    /// Groups (from, into) of runs that became one, in that order.
+    merged: Vec<(u32, u32)>,
 }
 
 /// What runs and stragglers add up to, by group; a run's group is given back when it is gone.
@@ -125,8 +135,8 @@ impl Groups {
 }
 
 impl SessionAggregate {
-    /// An operator without a session. An error if a call isn't defined for its argument, a key is not in
-    /// the input, or the gap is not positive.
+    /// An operator without a session. An error if a call isn't defined for its argument, a key is
+    /// not in the input, or the gap is not positive.
     pub fn new(spec: SessionAggregateSpec) -> Result<SessionAggregate, OperatorError> {
         if spec.gap <= 0 {
             return Err(OperatorError::Expression("a session's gap is not positive".into()));
@@ -162,13 +172,13 @@ impl SessionAggregate {
         }
     }
 
-    /// The group of each row, with the pairs of groups (from, into) of runs that became one.
+    /// Finds or makes each row's run, or keeps it as a straggler.
     fn place(
         &mut self,
         delta: &Delta,
         times: &[Millis],
         ids: &[u32],
-    ) -> Result<(Vec<u32>, Vec<(u32, u32)>), OperatorError> {
+    ) -> Result<Placed, OperatorError> {
         let (mut groups, mut merged) = (Vec::with_capacity(ids.len()), Vec::new());
         let mut waiting = Vec::new();
         let gap = self.spec.gap;
@@ -194,7 +204,7 @@ impl SessionAggregate {
             }
         }
         self.keep_rows(delta, &waiting)?;
-        Ok((groups, merged))
+        Ok(Placed { groups, merged })
     }
 
     fn keep_rows(
@@ -310,8 +320,8 @@ impl SessionAggregate {
             }
             self.rows.keep(&kept)?;
         }
-        // Open runs and stragglers have a group each, so there are at least as many keys without any
-        // as there are keys beyond the groups.
+        // Open runs and stragglers have a group each, so there are at least as many keys without
+        // any as there are keys beyond the groups.
         let groups = self.groups.next as usize - self.groups.free.len();
         if self.interner.len() > 2 * groups + VACANT_MIN {
             let vacant = |id: &u32| self.sessions[*id as usize].is_vacant();
@@ -339,10 +349,11 @@ impl Operator for SessionAggregate {
         let mut ids = Vec::with_capacity(delta.len());
         self.interner.intern(&delta.rows.project(&self.spec.keys)?, &mut ids)?;
         self.sessions.resize_with(self.interner.bound(), KeySessions::default);
-        let (groups, merged) = self.place(&delta, &times, &ids)?;
+        let Placed { groups, merged } = self.place(&delta, &times, &ids)?;
         self.groups.totals.grow(self.groups.next as usize);
         self.groups.totals.update(&groups, &arguments, delta.diffs.as_deref())?;
-        // In the order in which they became one: the target of one pair may be the next one's source.
+        // In the order in which they became one: the target of one pair may be the next one's
+        // source.
         for &(from, into) in &merged {
             self.groups.totals.merge_within(&[from], &[into])?;
         }

@@ -1,9 +1,9 @@
 //! Joins of a stream with what a table, or a windowed view, held at the row's own time.
 //!
-//! [`TemporalJoin`] enriches rows with the version of a table that was valid at their event time, or as
-//! of the epoch. [`WindowVersionJoin`] joins them with the one window of a view that is valid then: the
-//! theft ratio's baseline. Both give the left row's columns, then the right row's, NULLs where a left
-//! join finds nothing. SQL's equality holds for keys: NULL meets nothing.
+//! [`TemporalJoin`] enriches rows with the version of a table that was valid at their event time,
+//! or as of the epoch. [`WindowVersionJoin`] joins them with the one window of a view that is
+//! valid then: the theft ratio's baseline. Both give the left row's columns, then the right row's,
+//! NULLs where a left join finds nothing. SQL's equality holds for keys: NULL meets nothing.
 
 mod enrich;
 mod keys;
@@ -61,7 +61,8 @@ pub(crate) fn times_of(
     }
 }
 
-/// Puts each row of `left` beside its row of the store; rows that have none go, or stay with NULLs.
+/// Puts each row of `left` beside its row of the store; rows that have none go, or stay with
+/// NULLs.
 fn beside(
     left: Delta,
     found: Vec<u32>,

@@ -1,9 +1,10 @@
 //! Sessions as state: a row a run and a row a straggler, with the key and what it adds up to.
 //!
 //! # Form
-//! `runs`: the key columns, `__first`, `__last` BIGINT, `__loose` BOOLEAN, then the aggregates' states.
-//! `stragglers`: the key columns, `__time`, `__mark`, `__limit` BIGINT, `__split`, `__offset` UNSIGNED
-//! BIGINT, the states, and behind them, where late rows are wanted, the input's columns. `marks`: W.
+//! `runs`: the key columns, `__first`, `__last` BIGINT, `__loose` BOOLEAN, then the aggregates'
+//! states. `stragglers`: the key columns, `__time`, `__mark`, `__limit` BIGINT, `__split`,
+//! `__offset` UNSIGNED BIGINT, the states, and behind them, where late rows are wanted, the
+//! input's columns. `marks`: W.
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array, UInt64Array,

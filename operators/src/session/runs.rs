@@ -7,7 +7,8 @@ use weir_engine::time::{MARK_END, Millis};
 pub(super) struct Run {
     pub(super) first: Millis,
     pub(super) last: Millis,
-    /// Whether a row at `first` has L < first − 1, so that it merges with one exactly the gap before.
+    /// Whether a row at `first` has L < first − 1, so that it merges with one exactly the gap
+    /// before.
     pub(super) loose: bool,
     pub(super) group: u32,
 }
@@ -50,7 +51,8 @@ pub(super) struct KeySessions {
     pub(super) runs: Vec<Run>,
     /// In the order in which they came.
     pub(super) stragglers: Vec<Straggler>,
-    /// The least W at which something may happen, or an earlier one; `MARK_END` if nothing is open.
+    /// The least W at which something may happen, or an earlier one; `MARK_END` if nothing is
+    /// open.
     pub(super) due: Millis,
 }
 
@@ -94,8 +96,8 @@ impl KeySessions {
         self.runs.is_empty() && self.stragglers.is_empty()
     }
 
-    /// Adds a row in order. Gives its group and the least W at which its run may fire; what became part
-    /// of another run goes to `merged` as (from, into), in that order.
+    /// Adds a row in order. Gives its group and the least W at which its run may fire; what became
+    /// part of another run goes to `merged` as (from, into), in that order.
     pub(super) fn add(
         &mut self,
         time: Millis,
@@ -132,7 +134,8 @@ impl KeySessions {
             at -= 1;
             self.merge(at, merged);
         }
-        // The row's group may have been merged away: its rows are added before the merges are made.
+        // The row's group may have been merged away: its rows are added before the merges are
+        // made.
         (group, self.runs[at].last.saturating_add(gap - 1))
     }
 
@@ -204,8 +207,8 @@ impl KeySessions {
         self.due = waiting.map(|s| s.due(gap)).fold(self.due, Millis::min);
     }
 
-    /// The sessions made of the runs and of the stragglers with L < `watermark`, and the places of those
-    /// that are late.
+    /// The sessions made of the runs and of the stragglers with L < `watermark`, and the places of
+    /// those that are late.
     fn play(&self, watermark: Millis, gap: Millis) -> (Vec<Playing>, Vec<usize>) {
         let run = |(at, run): (usize, &Run)| Playing {
             first: run.first,

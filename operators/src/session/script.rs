@@ -1,5 +1,5 @@
-//! Plays rows of several splits to cores, epoch by epoch, however cut, dealt, chunked and interrupted,
-//! and writes down what comes out. For tests of operators.
+//! Plays rows of several splits to cores, epoch by epoch, however cut, dealt, chunked and
+//! interrupted, and writes down what comes out. For tests of operators.
 #![allow(clippy::unwrap_used)]
 
 use arrow::array::*;
@@ -112,8 +112,8 @@ pub(crate) struct Cuts {
     pub(crate) steps: Vec<usize>,
     /// Workers in an epoch, over and over; another number than before means snapshot and restore.
     pub(crate) workers: Vec<usize>,
-    /// Whether chunks of an epoch come in reverse, whether strings are dictionaries, and whether marks
-    /// come with every chunk.
+    /// Whether chunks of an epoch come in reverse, whether strings are dictionaries, and whether
+    /// marks come with every chunk.
     pub(crate) flags: (bool, bool, bool),
     /// Epochs at which all state is written and read again.
     pub(crate) restart_every: usize,
@@ -254,8 +254,8 @@ impl Workers<'_> {
     }
 }
 
-/// Plays the feeds, one a port, and checks on the way that no row comes out behind the watermark of the
-/// output unless its own mark says so.
+/// Plays the feeds, one a port, and checks on the way that no row comes out behind the watermark
+/// of the output unless its own mark says so.
 pub(crate) fn play(make: Make<'_>, feeds: &[Feed], cuts: &Cuts) -> Played {
     let mut taken: Vec<Vec<usize>> = feeds.iter().map(|f| vec![0; f.splits.len()]).collect();
     let mut workers = Workers { make, cores: vec![make()] };
@@ -331,7 +331,8 @@ fn note(played: &mut Played, outs: Vec<Output>, out_mark: Millis) {
 }
 
 fn check_time(delta: &Delta, out_mark: Millis) {
-    // The time of what passes through is its own; that of a window's row, the window's end less 1 ms.
+    // The time of what passes through is its own; that of a window's row, the window's end less 1
+    // ms.
     let (column, less) = match delta.rows.schema().index_of("window_end") {
         Ok(column) => (column, 1),
         Err(_) => (1, 0),

@@ -1,31 +1,34 @@
-//! Enrichment: a stream's rows with the version of a table that is valid at their event time, or the
-//! latest as of the epoch.
+//! Enrichment: a stream's rows with the version of a table that is valid at their event time, or
+//! the latest as of the epoch.
 //!
 //! # Which version
-//! Of the row's key the one with the greatest time ≤ the row's, of equals the last (split, offset). A
-//! row of the table that is taken back (diff < 0) ends its key from its time on.
+//! Of the row's key the one with the greatest time ≤ the row's, of equals the last (split,
+//! offset). A row of the table that is taken back (diff < 0) ends its key from its time on.
 //!
 //! # When
-//! - *Bounded table*: the engine gives all of it before the first row of the stream. Versions count in
-//!   any order, a row is joined as it comes, and the table holds no watermark.
-//! - *Versioned, unbounded*: a row waits until the table's W ≥ its time. A version counts iff its time
-//!   > L = max(its mark, the table's W before this epoch); others are counted as late. So when a row
-//!   goes, every version that it could see has come, and what it gets depends on marks alone. The final
-//!   W (the table's end, or that all its splits are idle) lets all rows go and makes no version late.
-//! - *As of the epoch* (either side has no time): rows of epoch e see the table's rows of epochs ≤ e.
-//!   They are joined at the end of theirs.
+//! - *Bounded table*: the engine gives all of it before the first row of the stream. Versions
+//!   count in any order, a row is joined as it comes, and the table holds no watermark.
+//! - *Versioned, unbounded*: a row waits until the table's W ≥ its time. With L = max(a version's
+//!   mark, the table's W before the epoch), a version counts iff its time is beyond L; others are
+//!   counted as late. So when a row goes, every version that it could see has come, and what it
+//!   gets depends on marks alone. The final W (the table's end, or that all its splits are idle)
+//!   lets all rows go and makes no version late.
+//! - *As of the epoch* (either side has no time): rows of epoch e see the table's rows of epochs ≤
+//!   e. They are joined at the end of theirs.
 //!
 //! # Forgetting (versioned, unbounded)
-//! Versions at or before W − `keep` collapse into the last of them, where W is the lesser of both sides.
-//! A row of a time before L − `keep`, L = max(its mark, W before this epoch), is looked up at L − `keep`:
-//! what it finds is its version if that is no newer than the row. Otherwise it has none, and is counted
-//! in `versions_gone`, whether or not there once was one (not if it finds a deletion). As L is never less than the W of an earlier
-//! epoch, what is still kept answers exactly; idleness aside the mark is the greater, so this too depends
-//! on the row alone. (So that it does, such a row waits for the table's W ≥ L − `keep`.)
+//! Versions at or before W − `keep` collapse into the last of them, where W is the lesser of both
+//! sides. A row of a time before L − `keep`, L = max(its mark, W before this epoch), is looked up
+//! at L − `keep`: what it finds is its version if that is no newer than the row. Otherwise it has
+//! none, and is counted in `versions_gone`, whether or not there once was one (not if it finds a
+//! deletion). As L is never less than the W of an earlier epoch, what is still kept answers
+//! exactly; idleness aside the mark is the greater, so this too depends on the row alone. (So that
+//! it does, such a row waits for the table's W ≥ L − `keep`.)
 //!
 //! # Watermark of the output
 //! Rows that wait have a time beyond the table's W, rows to come one beyond the stream's W or are
-//! stragglers by their own mark: so it is the lesser of the two, and the stream's if nothing waits.
+//! stragglers by their own mark: so it is the lesser of the two, and the stream's if nothing
+//! waits.
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -90,7 +93,8 @@ pub struct TemporalJoin {
     /// Rows of the open epoch, as of which they are joined.
     open: Vec<Delta>,
     waiting: Waiting,
-    /// Before the open epoch: the lesser W of both sides, and the table's; neither is ever the final one.
+    /// Before the open epoch: the lesser W of both sides, and the table's; neither is ever the
+    /// final one.
     before: [Millis; 2],
 }
 

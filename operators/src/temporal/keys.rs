@@ -10,10 +10,10 @@ use crate::aggregates::KeyInterner;
 /// The id of a key that has a NULL: it meets nothing.
 pub(super) const NO_KEY: u32 = u32::MAX;
 /// Keys without a version that are kept before the first clearing.
-const VACANT_MIN: usize = 4096;
+const VACANT_MIN: usize = 1 << 16;
 
-/// Ids for keys of either side. A key of the left side that the right side does not know gets an id as
-/// well; such ids are given back once they outnumber the others.
+/// Ids for keys of either side. A key of the left side that the right side does not know gets an
+/// id as well; such ids are given back once they outnumber the others.
 #[derive(Debug)]
 pub(super) struct JoinKeys {
     interner: KeyInterner,

@@ -1,12 +1,12 @@
 //! Rows of a table, kept in columns and addressed by dense numbers.
 //!
 //! # Invariant
-//! Row 0 is a row of NULLs, so that a join which finds nothing is a look-up like any other. Numbers are
-//! stable until [`RowStore::keep`]: parts are only ever joined to their neighbours.
+//! Row 0 is a row of NULLs, so that a join which finds nothing is a look-up like any other.
+//! Numbers are stable until [`RowStore::keep`]: parts are only ever joined to their neighbours.
 //!
 //! # Complexity
-//! A part is joined to the one before unless that is more than twice as big, so there are O(log n) parts
-//! and each row is copied O(log n) times. `gather` copies each value once.
+//! A part is joined to the one before unless that is more than twice as big, so there are O(log n)
+//! parts and each row is copied O(log n) times. `gather` copies each value once.
 //!
 //! # Limits
 //! 2^32 − 1 rows between two calls of `keep`. Rows are copied on the way in: a chunk from another

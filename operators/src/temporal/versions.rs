@@ -1,14 +1,15 @@
 //! The versions of a table, by key and time.
 //!
 //! # Invariant
-//! Of each key the versions are in order of (time, split, offset), at most one a time: the last. They
-//! depend on the set of rows that came, never on their order: a version that comes out of order marks
-//! its key, and [`Versions::settle`] puts it in place before the next look-up.
+//! Of each key the versions are in order of (time, split, offset), at most one a time: the last.
+//! They depend on the set of rows that came, never on their order: a version that comes out of
+//! order marks its key, and [`Versions::settle`] puts it in place before the next look-up.
 //!
 //! # Forgetting
-//! Versions at or before the horizon collapse into the last of them, so that a look-up at or after the
-//! horizon gives what it would have given. A key whose only version is a deletion before the horizon is
-//! forgotten. Each version waits once in a heap by time, so this costs O(log n) a version.
+//! Versions at or before the horizon collapse into the last of them, so that a look-up at or after
+//! the horizon gives what it would have given. A key whose only version is a deletion before the
+//! horizon is forgotten. Each version waits once in a heap by time, so this costs O(log n) a
+//! version.
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::concat_batches;

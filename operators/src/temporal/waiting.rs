@@ -1,13 +1,14 @@
 //! Rows of the stream that wait until a watermark lets them go.
 //!
 //! # Invariant
-//! A row is due at its time, or at its mark less `reach` if that is later. Each piece is sorted by when
-//! its rows are due and carries the place of each row, so a release is a prefix of each piece, and what
-//! is released together can be put into one order.
+//! A row is due at its time, or at its mark less `reach` if that is later. Each piece is sorted by
+//! when its rows are due and carries the place of each row, so a release is a prefix of each
+//! piece, and what is released together can be put into one order.
 //!
 //! # Complexity
-//! A row is copied once when it comes and once when it goes. Pieces of which little is left are joined
-//! once there are more than `PIECES_MAX`, so a row stamped far ahead pins itself, not its chunk.
+//! A row is copied once when it comes and once when it goes. Pieces of which little is left are
+//! joined once there are more than `PIECES_MAX`, so a row stamped far ahead pins itself, not its
+//! chunk.
 
 use arrow::array::{RecordBatch, UInt32Array};
 use weir_engine::keys::{KeyGroups, KeyHasher};
@@ -48,7 +49,8 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Nothing waits; `time` is the event-time column. With a `reach` of `Millis::MAX` marks mean nothing.
+    /// Nothing waits; `time` is the event-time column. With a `reach` of `Millis::MAX` marks mean
+    /// nothing.
     pub(super) fn new(time: usize, reach: Millis) -> Waiting {
         Waiting { time, reach, pieces: Vec::new() }
     }
@@ -148,8 +150,8 @@ impl Waiting {
     }
 }
 
-/// Released rows in the order (time, key bytes, split, offset), with their marks only if one of them
-/// has any: without, none is a straggler.
+/// Released rows in the order (time, key bytes, split, offset), with their marks only if one of
+/// them has any: without, none is a straggler.
 pub(super) fn in_order(
     released: Delta,
     times: &[Millis],

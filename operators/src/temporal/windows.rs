@@ -1,26 +1,31 @@
-//! Readings with the one window of a view that is valid at their event time: the theft ratio's join.
+//! Readings with the one window of a view that is valid at their event time: the theft ratio's
+//! join.
 //!
 //! # Which window
-//! A window that ends at e is valid for e ≤ ts < e + slide, and for no longer: a reading at ts joins the
-//! row of its key with e = floor of ts to the slide, which never holds the reading itself. If there is
-//! none: no row, or NULLs with a left join.
+//! A window that ends at e is valid for e ≤ ts < e + slide, and for no longer: a reading at ts
+//! joins the row of its key with e = floor of ts to the slide, which never holds the reading
+//! itself. If there is none: no row, or NULLs with a left join.
 //!
 //! # When
-//! A view's rows of end e have all come once its W ≥ e − 1: then a reading is released, at the end of
-//! that epoch. A reading is late iff ts ≤ L = max(its mark, W of the readings before its epoch); so
-//! whether it is joined, and with what, depends on what the splits hold and on nothing else.
+//! A view's rows of end e have all come once its W ≥ e − 1: then a reading is released, at the end
+//! of that epoch. A reading is late iff ts ≤ L = max(its mark, W of the readings before its
+//! epoch); so whether it is joined, and with what, depends on what the splits hold and on nothing
+//! else.
 //!
 //! # What is kept
-//! A reading that is not late has ts > W of the readings. So a window is dropped once that W ≥ e + slide −
-//! 1, unless its own release is still to come. Per end: one table of key to row, and the rows.
+//! A reading that is not late has ts > W of the readings. So a window is dropped once that W ≥ e +
+//! slide − 1, unless its own release is still to come. Per end: one table of key to row, and the
+//! rows.
 //!
 //! # Watermark of the output
-//! Readings that wait after an epoch have an e with e − 1 > W of the view, so ts ≥ e ≥ the least window
-//! end beyond W + 1; readings to come have ts > W of the readings. The output's watermark is the lesser
-//! of W of the readings and that end − 1: where both sides read one source, W itself, with no hold.
+//! Readings that wait after an epoch have an e with e − 1 > W of the view, so ts ≥ e ≥ the least
+//! window end beyond W + 1; readings to come have ts > W of the readings. The output's watermark
+//! is the lesser of W of the readings and that end − 1: where both sides read one source, W
+//! itself, with no hold.
 //!
 //! # Limits
-//! The view must only append and have one row a key and end; of several the greatest by its bytes counts.
+//! The view must only append and have one row a key and end; of several the greatest by its bytes
+//! counts.
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -40,7 +45,8 @@ use crate::session::late::{LateRow, put_late};
 #[cfg(test)]
 mod tests;
 
-/// What a [`WindowVersionJoin`] does. Port 0 has the readings (left), port 1 the view's rows (right).
+/// What a [`WindowVersionJoin`] does. Port 0 has the readings (left), port 1 the view's rows
+/// (right).
 #[derive(Clone, Debug)]
 pub struct WindowVersionJoinSpec {
     /// Key columns of the readings.
@@ -109,8 +115,8 @@ pub struct WindowVersionJoin {
 }
 
 impl WindowVersionJoin {
-    /// An operator that holds nothing. An error if a key column is not in its schema, or the slide is
-    /// not positive.
+    /// An operator that holds nothing. An error if a key column is not in its schema, or the slide
+    /// is not positive.
     pub fn new(spec: WindowVersionJoinSpec) -> Result<WindowVersionJoin, OperatorError> {
         if spec.slide <= 0 {
             return Err(OperatorError::Expression("a window's slide is not positive".into()));

@@ -70,7 +70,7 @@ fn expected(spec: &TemporalJoinSpec, stream: &Feed, table: &Feed) -> (Vec<String
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     /// An unbounded table by time: what each row gets depends on nothing but what the splits hold.
     #[test]
@@ -104,7 +104,8 @@ proptest! {
         prop_assert_eq!(played(&spec, &feeds, &cuts).rows(), rows);
     }
 
-    /// As of the epoch: the cuts decide, but neither workers nor the order of chunks, nor restarts.
+    /// As of the epoch: the cuts decide, but neither workers nor the order of chunks, nor
+    /// restarts.
     #[test]
     fn as_of_the_epoch_only_the_cuts_matter(
         stream in Feed::random(40, 4, true),
@@ -146,7 +147,7 @@ fn one(workers: usize, step: usize) -> Cuts {
 fn text(played: &Played) -> String {
     let mut text = String::new();
     for (epoch, rows) in played.epochs.iter().enumerate() {
-        text += &format!("{epoch}: {}\n", rows.join(", "));
+        text += &format!("{epoch}: {}\n", rows.join("\n   "));
     }
     text + &format!("{:?}\n", played.counts)
 }
@@ -159,15 +160,19 @@ fn rows_wait_for_the_table_and_come_in_order_of_time() {
     expect![[r#"
         0: 
         1: 
-        2: a 10 100 a 5 100, b0 12 101 b0 12 101
-        3: a 20 103 - - -, a 30 102 - - -
-        4: c 40 104 - - -, a 41 105 a 40 104
+        2: a 10 100 a 5 100
+           b0 12 101 b0 12 101
+        3: a 20 103 - - -
+           a 30 102 - - -
+        4: c 40 104 - - -
+           a 41 105 a 40 104
         Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0 }
     "#]]
     .assert_eq(&text(&played(&spec(false, true, true, 1000), &feeds, &one(1, 1))));
     expect![[r#"
         0: 
-        1: a 10 100 a 5 100, b0 12 101 b0 12 101
+        1: a 10 100 a 5 100
+           b0 12 101 b0 12 101
         2: a 41 105 a 40 104
         Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0 }
     "#]]
@@ -182,7 +187,8 @@ fn as_of_the_epoch_the_last_row_counts_and_its_deletion() {
     expect![[r#"
         0: a 0 100 a 9 100
         1: a 1 101 a 2 101 !0@0/1
-        2: a 2 102 - - - !1@0/2, a 3 103 - - - !2@0/3
+        2: a 2 102 - - - !1@0/2
+           a 3 103 - - - !2@0/3
         3: a 4 104 a 1 104 !3@0/4
         Counts { fired: 0, late_straggler: 0, late_idle: 0, versions_gone: 0 }
     "#]]
@@ -197,10 +203,14 @@ fn a_row_older_than_what_is_kept_is_counted_unless_its_version_is_known() {
     expect![[r#"
         0: 
         1: 
-        2: b0 1 103 - - - !100@0/3, a 15 101 - - - !100@0/1, a 25 102 a 20 102 !100@0/2, a 100 100 a 99 103
+        2: b0 1 103 - - - !100@0/3
+           a 15 101 - - - !100@0/1
+           a 25 102 a 20 102 !100@0/2
+           a 100 100 a 99 103
         3: c 1 104 - - - !100@0/4
         Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 1 }
-    "#]].assert_eq(&text(&played(&spec(false, true, true, 30), &feeds, &one(1, 1))));
+    "#]]
+    .assert_eq(&text(&played(&spec(false, true, true, 30), &feeds, &one(1, 1))));
 }
 
 #[test]

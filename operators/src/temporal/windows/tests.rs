@@ -32,7 +32,8 @@ fn spec(
     }
 }
 
-/// Windows that a view over the readings could fire: a row at end − 1 for some keys and ends, in order.
+/// Windows that a view over the readings could fire: a row at end − 1 for some keys and ends, in
+/// order.
 fn view(spec: &WindowVersionJoinSpec, some: &[bool], last: Millis) -> Feed {
     let mut rows = Vec::new();
     let mut end = floor_to(0, spec.slide, spec.offset);
