@@ -7,7 +7,7 @@ use arrow::datatypes::*;
 use arrow::util::display::array_value_to_string;
 use proptest::prelude::*;
 use std::sync::Arc;
-use weir_engine::keys::{KeyGroup, KeyHasher, owner};
+use weir_engine::keys::{KeyGroup, KeyGroups, KeyHasher, owner};
 use weir_engine::operator::{Counts, EpochEnd, Operator, Output};
 use weir_engine::rows::{Delta, Origin, Provenance, SplitId, unpack};
 use weir_engine::time::{MARK_END, MARK_NONE, Millis, mark_less};
@@ -231,7 +231,8 @@ impl Workers<'_> {
         let parts: Vec<_> = self.cores.iter().flat_map(|c| c.snapshot().unwrap()).collect();
         let mine = |worker: usize| {
             let owned = |group: u8| owner(KeyGroup(group), count) == worker;
-            let mine = parts.iter().filter(|p| (p.key_groups.first..=p.key_groups.last).any(owned));
+            let covers = |g: KeyGroups| (g.first..=g.last).any(owned);
+            let mine = parts.iter().filter(|p| covers(p.key_groups));
             let mut core = (self.make)();
             core.restore(mine.cloned().collect()).unwrap();
             core

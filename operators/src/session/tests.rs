@@ -231,10 +231,11 @@ fn memory_follows_what_is_open() {
 fn a_split_that_was_idle_is_late_against_the_watermark() {
     let mut core = SessionAggregate::new(spec(10)).unwrap();
     let mut out = Output::default();
-    let row = Row { key: Some("a"), time: 50, n: 1, diff: 1, mark: MARK_NONE, split: 1, offset: 7 };
+    let rows =
+        [Row { key: Some("a"), time: 50, n: 1, diff: 1, mark: MARK_NONE, split: 1, offset: 0 }];
     for (epoch, watermark) in [(1, 100), (2, 101)] {
         if epoch == 2 {
-            core.push(0, script::delta(std::slice::from_ref(&row), true, false), &mut out).unwrap();
+            core.push(0, script::delta(&rows, true, false), &mut out).unwrap();
         }
         let end = EpochEnd { epoch, recorded_time: 0, watermarks: &[watermark] };
         core.advance(end, &mut out).unwrap();

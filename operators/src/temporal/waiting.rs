@@ -57,7 +57,7 @@ impl Waiting {
 
     fn due(&self, delta: &Delta) -> Result<Vec<Millis>, OperatorError> {
         let times = times_of(&delta.rows, self.time)?;
-        let due = |(row, &time): (usize, &Millis)| time.max(mark_less(delta.mark(row), self.reach));
+        let due = |(at, &time): (usize, &Millis)| time.max(mark_less(delta.mark(at), self.reach));
         Ok(times.iter().enumerate().map(due).collect())
     }
 
@@ -131,8 +131,8 @@ impl Waiting {
         KeyHasher::over(keys.to_vec()).key_groups(&all.rows, &mut groups);
         let times = times_of(&all.rows, self.time)?;
         let mut order: Vec<u32> = (0..all.len() as u32).collect();
-        let place = |row: u32| (groups[row as usize], times[row as usize], all.place(row as usize));
-        order.sort_by_key(|&row| place(row));
+        let key = |row: u32| (groups[row as usize], times[row as usize], all.place(row as usize));
+        order.sort_by_key(|&row| key(row));
         let mut parts = Vec::new();
         for rows in order.chunk_by(|&a, &b| groups[a as usize] == groups[b as usize]) {
             let group = weir_engine::keys::KeyGroup(groups[rows[0] as usize]);
@@ -160,7 +160,8 @@ pub(super) fn in_order(
 ) -> Result<(Delta, Vec<u32>), OperatorError> {
     let rank = |row: u32| ranks.get(ids[row as usize] as usize).copied().unwrap_or(u32::MAX);
     let mut order: Vec<u32> = (0..released.len() as u32).collect();
-    order.sort_by_cached_key(|&row| (times[row as usize], rank(row), released.place(row as usize)));
+    let place = |row: u32| released.place(row as usize);
+    order.sort_by_cached_key(|&row| (times[row as usize], rank(row), place(row)));
     let ids = order.iter().map(|&row| ids[row as usize]).collect();
     let mut delta = released.take(&UInt32Array::from(order))?;
     let marked = |p: &Provenance| p.marks.iter().any(|&mark| mark != MARK_NONE);
