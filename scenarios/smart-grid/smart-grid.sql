@@ -143,11 +143,11 @@ CREATE TABLE literal_flags (
 );
 
 -- 4. The hardened rule. A meter is a suspect when, over the last half hour,
---    * six or more of its readings were below 0.8 of the lowest at this hour in the baseline,
+--    * six or more of its readings were below 0.9 of the lowest at this hour in the baseline,
 --    * its lowest reading fell to 0.6 or less of what it was within the hour before (holidays come
 --      gradually, thieves at once), and
 --    * its feeder delivered more than its homes show: 150 W and 0.3 of what the meter shows, at least,
---      while all of the feeder's homes report.
+--      while the feeder's homes report.
 CREATE VIEW half_hour AS
 SELECT r.meter_id,
        HOP_START(r.ts, INTERVAL '1' MINUTE, INTERVAL '30' MINUTE) AS window_start,
@@ -156,7 +156,7 @@ SELECT r.meter_id,
        AVG(r.kwh) AS avg_kwh,
        MIN(r.kwh) AS lowest_kwh,
        AVG(u.usual_kwh) AS usual_kwh,
-       COUNT(*) FILTER (WHERE r.kwh < 0.8 * u.low_kwh) AS low_readings,
+       COUNT(*) FILTER (WHERE r.kwh < 0.9 * u.low_kwh) AS low_readings,
        COUNT(*) AS readings
 FROM enriched AS r
 JOIN usual_hours FOR SYSTEM_TIME AS OF r.ts AS u ON r.meter_id = u.meter_id
@@ -250,5 +250,5 @@ BEGIN
     AND w.lowest_kwh <= 0.6 * h.highest_low_kwh
     AND b.missing_kwh * 240000 >= 150
     AND b.missing_kwh >= 0.3 * w.avg_kwh
-    AND b.silent_homes < 0.15;
+    AND b.silent_homes < 0.3;
 END;

@@ -207,12 +207,26 @@ fn text(body: &mut Vec<u8>, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::world::{World, WorldSpec};
     use super::*;
 
     #[test]
     fn packets_are_as_the_standard_has_them() {
         assert_eq!(publication("a/b", 10, b"xy"), b"\x32\x09\x00\x03a/b\x00\x0axy");
         assert_eq!(packet(0x30, &[0; 200])[..3], [0x30, 0xc8, 0x01]);
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn a_broker_acknowledges_every_message_of_a_region() {
+        let broker = weir_sources::broker::Broker::start("127.0.0.1:0").unwrap();
+        let world = World::drawn(WorldSpec { seed: 1, meters: 300, minutes: 20 });
+        let mut stream = RegionStream::of(&world, 0);
+        let pace = Pace { began: Instant::now(), from: world.start, speed: 1e6 };
+        let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+        let sent = publish(broker.address(), "g", &mut stream, pace, &progress, &stop).unwrap();
+        assert!(sent.messages > u64::from(u16::MAX) / 10, "{sent:?}");
+        assert_eq!(progress.acknowledged.load(Ordering::Relaxed), sent.messages);
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl World {
             }
             1 => {
                 let cut_off = self.moment(random, 0.1, 0.9);
-                let from = if nth % 2 == 0 { cut_off } else { self.start - DAY_MS };
+                let from = if nth.is_multiple_of(2) { cut_off } else { self.start - DAY_MS };
                 Fate::Disconnected { from, talks: nth % 3 != 2 }
             }
             2 => {
@@ -182,11 +182,6 @@ impl World {
             }
             _ => 1.0,
         }
-    }
-
-    /// The name of a meter's region.
-    pub(super) fn region(&self, meter: usize) -> &'static str {
-        REGIONS[self.feeders[self.meters[meter].feeder].region].0
     }
 }
 
