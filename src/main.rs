@@ -1,1 +1,10 @@
-fn main() {}
+//! The `weir` command.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    weir::cli::main()
+}

@@ -1,0 +1,182 @@
+//! Commands and flags.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use weir_engine::flow::EpochPolicy;
+
+use crate::{connectors, demo, manual, processes, run};
+
+/// Exit code for a script or flag that cannot be planned.
+const REFUSED: u8 = 2;
+/// Exit code for a job that failed while it ran.
+const FAILED: u8 = 1;
+
+#[derive(Parser)]
+#[command(name = "weir", version, about = "A SQL stream processor for telemetry")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a script: all its INSERTs, until their inputs end or Ctrl-C
+    Run(RunArgs),
+    /// Prints the plans of a script's INSERTs, and what they guarantee
+    Explain {
+        /// The script
+        file: PathBuf,
+    },
+    /// Runs a whole system in this process: simulated devices, their broker, a script, and a judge
+    Demo(demo::DemoArgs),
+    /// Prints the manual of all connector options, as Markdown
+    Manual,
+    /// A process of a job that `run --processes` started
+    #[command(hide = true)]
+    Process,
+}
+
+#[derive(Args, Clone)]
+struct RunArgs {
+    /// The script
+    file: PathBuf,
+    /// Workers (threads) a process
+    #[arg(short, long, default_value_t = 1)]
+    workers: usize,
+    /// Processes on this machine
+    #[arg(long, default_value_t = 1)]
+    processes: usize,
+    /// How epochs are cut: a time (`10ms`) or a number of rows (`100000rows`); by default 10ms, and
+    /// by rows if all inputs end
+    #[arg(long, value_parser = parse_epoch)]
+    epoch: Option<EpochPolicy>,
+    /// Prints a digest of the rows of each sink at the end
+    #[arg(long)]
+    digest: bool,
+    /// Prints no progress and no summary
+    #[arg(short, long)]
+    quiet: bool,
+    /// Writes the final counters as JSON to this file
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+fn parse_epoch(text: &str) -> Result<EpochPolicy, String> {
+    let wrong = || format!("`{text}` is neither a time like `10ms` nor rows like `100000rows`");
+    let number = |digits: &str| digits.trim().parse::<u64>().ok().filter(|n| *n > 0);
+    if let Some(rows) = text.strip_suffix("rows") {
+        let rows = number(rows).and_then(|n| usize::try_from(n).ok()).ok_or_else(wrong)?;
+        return Ok(EpochPolicy::Replay { rows });
+    }
+    let interval = text.strip_suffix("ms").and_then(number).ok_or_else(wrong)?;
+    let interval = i64::try_from(interval).map_err(|_| wrong())?;
+    Ok(EpochPolicy::Live { interval, rows: run::LIVE_ROWS_MAX })
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::parse().command {
+        Command::Run(args) => run_script(args),
+        Command::Explain { file } => explain(&file),
+        Command::Demo(args) => run_demo(&args),
+        Command::Manual => {
+            out(&manual::markdown(&connectors::all()));
+            ExitCode::SUCCESS
+        }
+        Command::Process => processes::child(),
+    }
+}
+
+/// Prints to standard output; a closed pipe is no error.
+pub(crate) fn out(text: &str) {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+fn read_script(file: &PathBuf) -> Result<(String, String), ExitCode> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok((file.display().to_string(), text)),
+        Err(error) => {
+            eprintln!("error: cannot read the script {}: {error}", file.display());
+            Err(ExitCode::from(REFUSED))
+        }
+    }
+}
+
+fn plan(file: &PathBuf) -> Result<weir_queries::Script, ExitCode> {
+    let (name, text) = read_script(file)?;
+    weir_queries::plan_script(&name, &text, &connectors::all()).map_err(|diagnostics| {
+        eprintln!("{diagnostics}");
+        ExitCode::from(REFUSED)
+    })
+}
+
+fn explain(file: &PathBuf) -> ExitCode {
+    let script = match plan(file) {
+        Ok(script) => script,
+        Err(code) => return code,
+    };
+    let connectors = connectors::all();
+    let mut texts = script.explains.clone();
+    for job in &script.jobs {
+        match weir_queries::explain(job, &connectors) {
+            Ok(text) => texts.push(text),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::from(REFUSED);
+            }
+        }
+    }
+    out(&format!("{}\n", texts.join("\n")));
+    ExitCode::SUCCESS
+}
+
+fn run_demo(args: &demo::DemoArgs) -> ExitCode {
+    match demo::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run_script(args: RunArgs) -> ExitCode {
+    let script = match plan(&args.file) {
+        Ok(script) => script,
+        Err(code) => return code,
+    };
+    if !script.explains.is_empty() {
+        out(&format!("{}\n", script.explains.join("\n")));
+    }
+    if script.jobs.is_empty() {
+        if script.explains.is_empty() {
+            eprintln!(
+                "error: {} has no INSERT INTO, so there is nothing to run",
+                args.file.display()
+            );
+            return ExitCode::from(REFUSED);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let options = run::RunOptions {
+        workers: args.workers.max(1),
+        processes: args.processes.max(1),
+        epoch: args.epoch,
+        digest: args.digest,
+        quiet: args.quiet,
+        report: args.report,
+    };
+    match run::run_script(script.jobs, &options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The final counters of a job, mergeable over processes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use weir_engine::job::JobControl;
+
+/// Counters of a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SourceReport {
+    /// Good rows.
+    pub rows: u64,
+    /// Rows that could not be read.
+    pub bad: u64,
+    /// Rows stamped too far in the future.
+    pub future: u64,
+}
+
+/// Counters of an operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OperatorReport {
+    /// Rows applied, by worker.
+    pub rows_by_worker: BTreeMap<usize, u64>,
+    /// Rows made.
+    pub rows_out: u64,
+    /// Windows or sessions fired.
+    pub fired: u64,
+    /// Late rows: stragglers.
+    pub late_straggler: u64,
+    /// Late rows: after idleness.
+    pub late_idle: u64,
+    /// Rows for which an expression failed.
+    pub failed: u64,
+    /// Rows older than the versions that a table keeps.
+    pub versions_gone: u64,
+}
+
+/// Counters of a sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SinkReport {
+    /// Rows accepted.
+    pub accepted: u64,
+    /// Rows committed.
+    pub rows: u64,
+    /// Files or transactions.
+    pub commits: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Digest of the rows, in hexadecimal.
+    pub digest: String,
+}
+
+/// All of a job's counters. Lists are in the order of the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct JobReport {
+    /// By table.
+    pub sources: Vec<(String, SourceReport)>,
+    /// By operator.
+    pub operators: Vec<(String, OperatorReport)>,
+    /// By table.
+    pub sinks: Vec<(String, SinkReport)>,
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl JobReport {
+    /// Reads the counters of a job.
+    pub fn of(control: &JobControl) -> JobReport {
+        let sources = control.sources().into_iter().map(|(name, c)| {
+            let (rows, bad, future) = (get(&c.rows), get(&c.bad), get(&c.future));
+            (name, SourceReport { rows, bad, future })
+        });
+        let operators = control.operators().into_iter().map(|(name, c)| {
+            let by_worker = c.rows_by_worker.lock().unwrap_or_else(PoisonError::into_inner);
+            let report = OperatorReport {
+                rows_by_worker: by_worker.clone(),
+                rows_out: get(&c.rows_out),
+                fired: get(&c.fired),
+                late_straggler: get(&c.late_straggler),
+                late_idle: get(&c.late_idle),
+                failed: get(&c.failed),
+                versions_gone: get(&c.versions_gone),
+            };
+            (name, report)
+        });
+        let sinks = control.sinks().into_iter().map(|(name, c)| {
+            let digest = *c.digest.lock().unwrap_or_else(PoisonError::into_inner);
+            let report = SinkReport {
+                accepted: get(&c.accepted),
+                rows: get(&c.report.rows),
+                commits: get(&c.report.commits),
+                bytes: get(&c.report.bytes),
+                digest: format!("{digest:032x}"),
+            };
+            (name, report)
+        });
+        JobReport {
+            sources: sources.collect(),
+            operators: operators.collect(),
+            sinks: sinks.collect(),
+        }
+    }
+
+    /// Adds the counters of the same job on another process.
+    pub fn add(&mut self, other: &JobReport) {
+        for (mine, theirs) in self.sources.iter_mut().zip(&other.sources) {
+            mine.1.rows += theirs.1.rows;
+            mine.1.bad += theirs.1.bad;
+            mine.1.future += theirs.1.future;
+        }
+        for (mine, theirs) in self.operators.iter_mut().zip(&other.operators) {
+            for (worker, rows) in &theirs.1.rows_by_worker {
+                *mine.1.rows_by_worker.entry(*worker).or_default() += rows;
+            }
+            mine.1.rows_out += theirs.1.rows_out;
+            mine.1.fired += theirs.1.fired;
+            mine.1.late_straggler += theirs.1.late_straggler;
+            mine.1.late_idle += theirs.1.late_idle;
+            mine.1.failed += theirs.1.failed;
+            mine.1.versions_gone += theirs.1.versions_gone;
+        }
+        for (mine, theirs) in self.sinks.iter_mut().zip(&other.sinks) {
+            mine.1.accepted += theirs.1.accepted;
+            mine.1.rows += theirs.1.rows;
+            mine.1.commits += theirs.1.commits;
+            mine.1.bytes += theirs.1.bytes;
+            let number = |text: &str| u128::from_str_radix(text, 16).unwrap_or(0);
+            let sum = number(&mine.1.digest).wrapping_add(number(&theirs.1.digest));
+            mine.1.digest = format!("{sum:032x}");
+        }
+    }
+
+    /// A few lines for a person.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        for (table, s) in &self.sources {
+            let _ = write!(text, "source   {table}: {} rows", s.rows);
+            let _ = write!(text, "{}", counted(&[(s.bad, "bad"), (s.future, "future")]));
+            text.push('\n');
+        }
+        for (name, o) in &self.operators {
+            let late = o.late_straggler + o.late_idle;
+            let said = [
+                (o.fired, "fired"),
+                (late, "late"),
+                (o.failed, "failed"),
+                (o.versions_gone, "older than the versions kept"),
+            ];
+            if said.iter().any(|s| s.0 > 0) {
+                let _ =
+                    writeln!(text, "operator {name}: {} rows out{}", o.rows_out, counted(&said));
+            }
+        }
+        for (table, s) in &self.sinks {
+            let _ = writeln!(text, "sink     {table}: {} rows, {} commits", s.accepted, s.commits);
+        }
+        text
+    }
+
+    /// A line a sink: its digest.
+    pub fn digests(&self) -> String {
+        let line = |(table, s): &(String, SinkReport)| {
+            format!("digest {table} {} {} rows\n", s.digest, s.accepted)
+        };
+        self.sinks.iter().map(line).collect()
+    }
+}
+
+fn counted(what: &[(u64, &str)]) -> String {
+    let some = what.iter().filter(|(n, _)| *n > 0);
+    some.map(|(n, name)| format!(", {n} {name}")).collect()
+}

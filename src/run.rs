@@ -1,0 +1,182 @@
+//! Running the jobs of a script: sinks probed, splits found, epochs chosen, workers started.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+use weir_engine::clock::SystemClock;
+use weir_engine::flow::{Cluster, EpochPolicy, JobInput};
+use weir_engine::graph::{Graph, Node};
+use weir_engine::job::JobControl;
+use weir_queries::JobPlan;
+
+use crate::connectors;
+use crate::processes;
+use crate::report::JobReport;
+use crate::status::Status;
+
+/// Rows after which a live epoch is closed before its time.
+pub const LIVE_ROWS_MAX: usize = 65_536;
+/// Rows of an epoch of a replay.
+pub const REPLAY_ROWS: usize = 65_536;
+/// Milliseconds of a live epoch.
+pub const LIVE_MILLIS: i64 = 10;
+
+/// How a script is to be run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Workers a process.
+    pub workers: usize,
+    /// Processes.
+    pub processes: usize,
+    /// How epochs are cut, if it was said.
+    pub epoch: Option<EpochPolicy>,
+    /// Whether digests are printed.
+    pub digest: bool,
+    /// Whether nothing is printed.
+    pub quiet: bool,
+    /// Where the final counters go as JSON.
+    pub report: Option<PathBuf>,
+}
+
+/// A job with what every process needs to know of it.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+pub struct PreparedJob {
+    /// The plan.
+    pub plan: JobPlan,
+    /// Splits and epochs.
+    pub input: JobInput,
+}
+
+/// Builds a job's graph with fresh cores.
+pub fn graph_of(plan: &JobPlan) -> Result<Graph, String> {
+    let mut graph = Graph::default();
+    weir_queries::build(plan, &connectors::all(), &mut graph).map_err(|e| e.to_string())?;
+    Ok(graph)
+}
+
+/// Probes a job's sinks, finds its splits and chooses its epochs. Reads the world, changes nothing
+/// but what a sink's probe has to create.
+pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob, String> {
+    let graph = graph_of(&plan)?;
+    let said = |table: &str, error: weir_engine::connector::ConnectorError| {
+        let hint = error.hint.as_ref().map(|h| format!("\n  hint: {h}")).unwrap_or_default();
+        format!("table `{table}`: {error}{hint}")
+    };
+    let mut splits = BTreeMap::new();
+    for node in &graph.nodes {
+        if let Node::Source(source) = node {
+            let found = source.source.splits().map_err(|e| said(&source.table, e))?;
+            splits.insert(source.index, found);
+        }
+    }
+    for node in &graph.nodes {
+        if let Node::Sink { sink, .. } = node {
+            sink.sink.probe().map_err(|e| said(&sink.table, e))?;
+        }
+    }
+    let bounded = splits.values().flatten().all(|s| s.bounded);
+    let by_default = if bounded {
+        EpochPolicy::Replay { rows: REPLAY_ROWS }
+    } else {
+        EpochPolicy::Live { interval: LIVE_MILLIS, rows: LIVE_ROWS_MAX }
+    };
+    let policy = match epoch {
+        Some(EpochPolicy::Replay { rows }) if !bounded => {
+            // A replay waits for its rows; a live input is cut by rows or by the clock.
+            EpochPolicy::Live { interval: LIVE_MILLIS, rows }
+        }
+        Some(policy) => policy,
+        None => by_default,
+    };
+    let splits = splits.into_values().collect();
+    Ok(PreparedJob { plan, input: JobInput { policy, splits } })
+}
+
+/// Runs all jobs of a script, side by side, until they end.
+pub fn run_script(plans: Vec<JobPlan>, options: &RunOptions) -> Result<(), String> {
+    let stop = stop_on_signals()?;
+    let mut jobs = Vec::new();
+    for plan in plans {
+        jobs.push(prepare(plan, options.epoch)?);
+    }
+    if options.processes > 1 {
+        return processes::parent(jobs, options, &stop);
+    }
+    let cluster = Cluster { threads: options.workers, ..Cluster::default() };
+    let clusters = vec![cluster; jobs.len()];
+    let reports = run_jobs(jobs, &clusters, options, &stop)?;
+    finish(&reports, options)
+}
+
+/// Prints what came of the jobs.
+pub fn finish(reports: &[JobReport], options: &RunOptions) -> Result<(), String> {
+    if let Some(path) = &options.report {
+        let text = serde_json::to_string_pretty(reports).map_err(|e| e.to_string())?;
+        std::fs::write(path, text)
+            .map_err(|e| format!("cannot write the report {}: {e}", path.display()))?;
+    }
+    if !options.quiet {
+        reports.iter().for_each(|r| eprint!("{}", r.summary()));
+    }
+    if options.digest {
+        reports.iter().for_each(|r| crate::cli::out(&r.digests()));
+    }
+    Ok(())
+}
+
+/// Runs prepared jobs in this process, `clusters[i]` for the i-th.
+pub fn run_jobs(
+    jobs: Vec<PreparedJob>,
+    clusters: &[Cluster],
+    options: &RunOptions,
+    stop: &Arc<AtomicBool>,
+) -> Result<Vec<JobReport>, String> {
+    let clock = || Arc::new(SystemClock);
+    let controls: Vec<Arc<JobControl>> =
+        jobs.iter().map(|_| JobControl::new(clock(), options.digest)).collect();
+    let status = Status::start(controls.clone(), options.quiet);
+    let mut threads = Vec::new();
+    for ((job, control), cluster) in jobs.into_iter().zip(&controls).zip(clusters) {
+        let (control, cluster) = (control.clone(), cluster.clone());
+        threads.push(thread::spawn(move || {
+            let plan = Arc::new(job.plan);
+            let build = move || graph_of(&plan);
+            weir_engine::flow::run(&cluster, job.input, &control, build)
+        }));
+    }
+    while threads.iter().any(|t| !t.is_finished()) {
+        if stop.load(Ordering::SeqCst) {
+            controls.iter().for_each(|c| c.stop());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    status.end();
+    let mut failures = Vec::new();
+    for thread in threads {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => failures.push(failure.to_string()),
+            Err(_) => failures.push("a worker thread panicked; this is a bug in Weir".to_owned()),
+        }
+    }
+    if failures.is_empty() {
+        Ok(controls.iter().map(|c| JobReport::of(c)).collect())
+    } else {
+        Err(failures.join("\nerror: "))
+    }
+}
+
+/// A flag that SIGINT and SIGTERM set; a second SIGINT ends the process at once.
+pub fn stop_on_signals() -> Result<Arc<AtomicBool>, String> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|e| format!("cannot listen for signals: {e}"))?;
+    }
+    Ok(stop)
+}
