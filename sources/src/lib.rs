@@ -4,4 +4,5 @@
 pub mod broker;
 pub mod filesystem;
 pub mod journal;
+pub mod kafka;
 pub mod mqtt;

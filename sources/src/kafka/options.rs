@@ -1,0 +1,350 @@
+//! Options of the `kafka` source, and the client's configuration that follows from them.
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use std::collections::BTreeMap;
+use weir_connect::json::{JsonOptions, TimestampStandard};
+use weir_connect::options::{Prefixed, bad_value, mask_url};
+use weir_engine::connector::{OptionDoc, OptionError, TableSpec};
+
+use super::Topic;
+
+weir_connect::choices! {
+    /// Where reading starts.
+    pub enum StartupMode {
+        /// At the oldest message.
+        Earliest = "earliest-offset",
+        /// At what comes from now on.
+        Latest = "latest-offset",
+        /// Where the group has committed.
+        Group = "group-offsets",
+        /// At the first message not older than a time.
+        Timestamp = "timestamp",
+        /// At the offsets given.
+        Specific = "specific-offsets",
+    }
+}
+
+weir_connect::choices! {
+    /// Where reading ends.
+    pub enum BoundedMode {
+        /// Never.
+        Unbounded = "unbounded",
+        /// At what is there when the job is planned.
+        Latest = "latest-offset",
+    }
+}
+
+weir_connect::choices! {
+    /// What happens when the broker no longer has an offset.
+    pub enum OffsetLost {
+        /// The job ends.
+        Fail = "fail",
+        /// Reading goes on with the oldest message there is.
+        Skip = "skip",
+    }
+}
+
+weir_connect::choices! {
+    /// Formats of a message's value.
+    pub enum Format {
+        /// A JSON object.
+        Json = "json",
+    }
+}
+
+weir_connect::choices! {
+    /// How times look as text.
+    pub enum TimestampFormat {
+        /// As in SQL.
+        Sql = "SQL",
+        /// As in ISO 8601.
+        Iso = "ISO-8601",
+    }
+}
+
+weir_connect::options! {
+    /// Options of the `kafka` source.
+    pub struct KafkaOptions {
+        /// The topic.
+        pub topic: String = "topic", required "gateway_events";
+        /// Brokers to begin with: `host:port`, separated by commas.
+        pub servers: String = "properties.bootstrap.servers", required "127.0.0.1:9092";
+        /// Any property of librdkafka: `group.id`, `security.protocol`, `sasl.*`, `ssl.*` and
+        /// others.
+        pub properties: Prefixed = "properties.*", prefix;
+        /// Format of a message's value. A message without one is no row.
+        pub format: Option<Format> = "format", optional;
+        /// The same as `format`, in Flink's longer spelling.
+        pub value_format: Option<Format> = "value.format", optional;
+        /// Where reading starts. By default `group-offsets` if there is a `properties.group.id`,
+        /// else
+        /// `earliest-offset`. A group that has committed nothing starts at the oldest message,
+        /// unless
+        /// `properties.auto.offset.reset` is `latest`.
+        pub startup_mode: Option<StartupMode> = "scan.startup.mode", optional;
+        /// For `specific-offsets`: `partition:0,offset:42;partition:1,offset:300`. A partition that
+        /// is not named starts at its oldest message.
+        pub specific_offsets: Option<String> = "scan.startup.specific-offsets", optional;
+        /// For `timestamp`: milliseconds since 1970.
+        pub timestamp_millis: Option<u64> = "scan.startup.timestamp-millis", optional;
+        /// Where reading ends; `latest-offset` is what is there when the job is planned.
+        pub bounded_mode: BoundedMode = "scan.bounded.mode", default "unbounded";
+        /// What happens when the broker no longer has an offset: the job ends (`fail`), or goes on
+        /// with the oldest message there is (`skip`).
+        pub offset_lost: OffsetLost = "scan.offset-lost", default "fail";
+        /// Accepted because Flink has it. Partitions are listed once, when the job starts.
+        pub discovery: Option<String> =
+            "scan.topic-partition-discovery.interval", optional;
+        /// How TIMESTAMP columns look in JSON.
+        pub timestamp_format: TimestampFormat =
+            "json.timestamp-format.standard", default "SQL";
+        /// Whether a message that lacks a column is a bad row.
+        pub fail_on_missing: bool = "json.fail-on-missing-field", default "false";
+        /// Whether a message that cannot be read ends the job. Else it is counted, and goes to the
+        /// dead-letter table if there is one.
+        pub fail_on_error: bool = "json.fail-on-error", default "false";
+        /// Accepted because Flink has it; see `json.fail-on-error`.
+        pub ignore_parse_errors: bool = "json.ignore-parse-errors", default "false";
+    }
+}
+
+/// Where a partition starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    Earliest,
+    Latest,
+    /// Where the group is; a group without offsets starts at the end if this is set.
+    Group {
+        else_latest: bool,
+    },
+    /// Milliseconds since 1970.
+    Timestamp(i64),
+    /// By partition.
+    Specific(BTreeMap<i32, i64>),
+}
+
+/// Properties of Java's client and of Flink that mean nothing here.
+const IGNORED: [&str; 6] = [
+    "key.deserializer",
+    "value.deserializer",
+    "enable.auto.commit",
+    "auto.offset.reset",
+    "partition.discovery.interval.ms",
+    "transaction.timeout.ms",
+];
+
+/// Reads and checks the options.
+pub(super) fn read(table: &TableSpec, also: &[OptionDoc]) -> Result<Topic, Vec<OptionError>> {
+    let options = KafkaOptions::read(table, also)?;
+    let mut errors = Vec::new();
+    if options.format.is_none() && options.value_format.is_none() {
+        let message =
+            format!("connector 'kafka' of table `{}` needs the option 'format'", table.name);
+        let hint = Some("add for example 'format' = 'json'".to_owned());
+        errors.push(OptionError { key: None, message, hint });
+    }
+    if options.topic.contains([';', ',']) {
+        errors.push(bad_value(table, "topic", "must be one topic; declare a table for each"));
+    }
+    let start = start(table, &options).map_err(|e| errors.push(e)).ok();
+    let client = client(table, &options, &mut errors);
+    match start {
+        Some(start) if errors.is_empty() => Ok(Topic {
+            table: table.name.clone(),
+            name: options.topic.trim().to_owned(),
+            servers: mask_url(&options.servers),
+            client,
+            commits: options.properties.get("group.id").is_some(),
+            start,
+            bounded: options.bounded_mode == BoundedMode::Latest,
+            skip_lost: options.offset_lost == OffsetLost::Skip,
+            fail_on_error: options.fail_on_error,
+            json: JsonOptions {
+                timestamp_standard: match options.timestamp_format {
+                    TimestampFormat::Sql => TimestampStandard::Sql,
+                    TimestampFormat::Iso => TimestampStandard::Iso8601,
+                },
+                fail_on_missing: options.fail_on_missing,
+                ..JsonOptions::default()
+            },
+        }),
+        _ => Err(errors),
+    }
+}
+
+fn start(table: &TableSpec, options: &KafkaOptions) -> Result<Start, OptionError> {
+    let grouped = options.properties.get("group.id").is_some();
+    let mode = options.startup_mode.unwrap_or(match grouped {
+        true => StartupMode::Group,
+        false => StartupMode::Earliest,
+    });
+    let needs = |mode: &str, key: &str, example: &str| OptionError {
+        hint: Some(format!("add for example '{key}' = '{example}'")),
+        ..bad_value(table, "scan.startup.mode", &format!("is '{mode}', which needs '{key}'"))
+    };
+    match mode {
+        StartupMode::Earliest => Ok(Start::Earliest),
+        StartupMode::Latest => Ok(Start::Latest),
+        StartupMode::Group if !grouped => {
+            Err(needs("group-offsets", "properties.group.id", "weir"))
+        }
+        StartupMode::Group => {
+            let reset = options.properties.get("auto.offset.reset").unwrap_or("earliest");
+            Ok(Start::Group { else_latest: matches!(reset, "latest" | "largest" | "end") })
+        }
+        StartupMode::Timestamp => match options.timestamp_millis {
+            Some(ms) => Ok(Start::Timestamp(i64::try_from(ms).unwrap_or(i64::MAX))),
+            None => Err(needs("timestamp", "scan.startup.timestamp-millis", "1767225600000")),
+        },
+        StartupMode::Specific => {
+            let key = "scan.startup.specific-offsets";
+            let example = "partition:0,offset:42;partition:1,offset:300";
+            let Some(text) = &options.specific_offsets else {
+                return Err(needs("specific-offsets", key, example));
+            };
+            specific_offsets(text).map(Start::Specific).ok_or_else(|| OptionError {
+                hint: Some(format!("write '{example}'")),
+                ..bad_value(table, key, &format!("must be partitions and offsets, not '{text}'"))
+            })
+        }
+    }
+}
+
+/// `partition:0,offset:42;partition:1,offset:300`.
+fn specific_offsets(text: &str) -> Option<BTreeMap<i32, i64>> {
+    let mut offsets = BTreeMap::new();
+    for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+        let (partition, offset) = part.split_once(',')?;
+        let partition = partition.trim().strip_prefix("partition:")?.trim().parse().ok()?;
+        let offset: i64 = offset.trim().strip_prefix("offset:")?.trim().parse().ok()?;
+        if offset < 0 || offsets.insert(partition, offset).is_some() {
+            return None;
+        }
+    }
+    (!offsets.is_empty()).then_some(offsets)
+}
+
+/// librdkafka's configuration: our defaults, the user's properties, then what must be so.
+fn client(
+    table: &TableSpec,
+    options: &KafkaOptions,
+    errors: &mut Vec<OptionError>,
+) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    let defaults = [
+        ("client.id", "weir"),
+        // Some group is needed by the library even where nothing is committed.
+        ("group.id", "weir"),
+        ("socket.keepalive.enable", "true"),
+        ("socket.connection.setup.timeout.ms", "10000"),
+        ("reconnect.backoff.max.ms", "10000"),
+        ("fetch.max.bytes", "16777216"),
+        // A partition whose queue was full is fetched again soon: the default is a second.
+        ("fetch.queue.backoff.ms", "10"),
+        ("fetch.error.backoff.ms", "100"),
+        ("fetch.wait.max.ms", "100"),
+    ];
+    for (key, value) in defaults {
+        config.set(key, value);
+    }
+    for (key, value) in options.properties.iter().filter(|(key, _)| !IGNORED.contains(key)) {
+        if key == "sasl.jaas.config" {
+            match jaas(value) {
+                Some((user, password)) => {
+                    config.set("sasl.username", user).set("sasl.password", password);
+                }
+                None => errors.push(OptionError {
+                    hint: Some("use 'properties.sasl.username' and '….password'".to_owned()),
+                    ..bad_value(table, "properties.sasl.jaas.config", "names no user and password")
+                }),
+            }
+            continue;
+        }
+        match (key, property_fault(key, value)) {
+            (_, None) => {
+                config.set(key, value);
+            }
+            (_, Some(what)) => errors.push(OptionError {
+                hint: java_hint(key),
+                ..bad_value(table, &format!("properties.{key}"), &what)
+            }),
+        }
+    }
+    let fixed = [
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("auto.offset.reset", "error"),
+        ("enable.partition.eof", "true"),
+        ("allow.auto.create.topics", "false"),
+        ("statistics.interval.ms", "500"),
+    ];
+    for (key, value) in fixed {
+        config.set(key, value);
+    }
+    config
+}
+
+/// What librdkafka has against a property; the value is not told.
+fn property_fault(key: &str, value: &str) -> Option<String> {
+    let mut alone = ClientConfig::new();
+    alone.set(key, value);
+    match alone.create_native_config() {
+        Ok(_) => None,
+        Err(KafkaError::ClientConfig(
+            rdkafka::types::RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN,
+            ..,
+        )) => Some("is no property of librdkafka".to_owned()),
+        Err(_) => Some("has a value that librdkafka does not accept".to_owned()),
+    }
+}
+
+fn java_hint(key: &str) -> Option<String> {
+    let hint = match key {
+        "ssl.truststore.location" | "ssl.truststore.password" | "ssl.truststore.type" => {
+            "export the trust store as PEM and name it in 'properties.ssl.ca.location'"
+        }
+        "ssl.keystore.location" | "ssl.keystore.type" => {
+            "use 'properties.ssl.certificate.location' and 'properties.ssl.key.location'"
+        }
+        _ => "librdkafka's CONFIGURATION.md lists all properties",
+    };
+    Some(hint.to_owned())
+}
+
+/// User and password in the configuration of Java's login modules: `… username="u" password="p";`.
+fn jaas(text: &str) -> Option<(String, String)> {
+    let value = |key: &str| {
+        let after = &text[text.find(&format!("{key}=\""))? + key.len() + 2..];
+        Some(after[..after.find('"')?].to_owned())
+    };
+    Some((value("username")?, value("password")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specific_offsets_in_flinks_spelling() {
+        let both = BTreeMap::from([(0, 42), (1, 300)]);
+        let text = "partition:0,offset:42;partition:1,offset:300";
+        assert_eq!(specific_offsets(text), Some(both.clone()));
+        assert_eq!(
+            specific_offsets(" partition: 0 , offset: 42 ; partition:1,offset:300;"),
+            Some(both)
+        );
+        for wrong in ["", "0:42", "partition:0", "partition:0,offset:-1", "partition:x,offset:1"] {
+            assert_eq!(specific_offsets(wrong), None, "{wrong}");
+        }
+        assert_eq!(specific_offsets("partition:0,offset:1;partition:0,offset:2"), None);
+    }
+
+    #[test]
+    fn javas_login_configuration_names_user_and_password() {
+        let text = "org.apache.kafka.common.security.plain.PlainLoginModule required \
+                    username=\"al\" password=\"se cret\";";
+        assert_eq!(jaas(text), Some(("al".into(), "se cret".into())));
+        assert_eq!(jaas("required username=\"al\";"), None);
+    }
+}
