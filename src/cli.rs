@@ -108,17 +108,51 @@ fn read_script(file: &PathBuf) -> Result<(String, String), ExitCode> {
     }
 }
 
-fn plan(file: &PathBuf) -> Result<weir_queries::Script, ExitCode> {
+/// A planned script with its name and text.
+struct Planned {
+    script: weir_queries::Script,
+    name: String,
+    text: String,
+}
+
+fn plan(file: &PathBuf) -> Result<Planned, ExitCode> {
     let (name, text) = read_script(file)?;
-    weir_queries::plan_script(&name, &text, &connectors::all()).map_err(|diagnostics| {
-        eprintln!("{diagnostics}");
-        ExitCode::from(REFUSED)
-    })
+    match weir_queries::plan_script(&name, &text, &connectors::all()) {
+        Ok(script) => Ok(Planned { script, name, text }),
+        Err(diagnostics) => {
+            eprintln!("{diagnostics}");
+            Err(ExitCode::from(REFUSED))
+        }
+    }
+}
+
+/// Trouble at a table points at the table's address in the script.
+fn print_troubles(planned: &Planned, troubles: Vec<run::Trouble>) {
+    for trouble in troubles {
+        let table = trouble.table.as_deref();
+        let place = table.and_then(|t| weir_queries::address_of(&planned.text, t));
+        let message = match table {
+            Some(table) => format!("table `{table}`: {}", trouble.message),
+            None => trouble.message,
+        };
+        match place {
+            Some(span) => {
+                let mut error = weir_queries::Diagnostic::new(span, message);
+                error.hint = trouble.hint;
+                let (name, text) = (&planned.name, &planned.text);
+                eprintln!("{}", weir_queries::Diagnostics::new(name, text, vec![error]));
+            }
+            None => {
+                let hint = trouble.hint.map(|h| format!("\n  hint: {h}")).unwrap_or_default();
+                eprintln!("error: {message}{hint}");
+            }
+        }
+    }
 }
 
 fn explain(file: &PathBuf) -> ExitCode {
     let script = match plan(file) {
-        Ok(script) => script,
+        Ok(planned) => planned.script,
         Err(code) => return code,
     };
     let connectors = connectors::all();
@@ -147,10 +181,11 @@ fn run_demo(args: &demo::DemoArgs) -> ExitCode {
 }
 
 fn run_script(args: RunArgs) -> ExitCode {
-    let script = match plan(&args.file) {
-        Ok(script) => script,
+    let planned = match plan(&args.file) {
+        Ok(planned) => planned,
         Err(code) => return code,
     };
+    let script = &planned.script;
     if !script.explains.is_empty() {
         out(&format!("{}\n", script.explains.join("\n")));
     }
@@ -172,10 +207,10 @@ fn run_script(args: RunArgs) -> ExitCode {
         quiet: args.quiet,
         report: args.report,
     };
-    match run::run_script(script.jobs, &options) {
+    match run::run_script(script.jobs.clone(), &options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
+        Err(troubles) => {
+            print_troubles(&planned, troubles);
             ExitCode::from(FAILED)
         }
     }

@@ -17,10 +17,12 @@ use std::time::Duration;
 use weir_engine::flow::Cluster;
 
 use crate::report::JobReport;
-use crate::run::{PreparedJob, RunOptions, finish, run_jobs, stop_on_signals};
+use crate::run::{PreparedJob, RunOptions, Trouble, finish, run_jobs, stop_on_signals};
 
 /// Marks the line of a child's standard output that carries its reports.
 const REPORT: &str = "weir-report ";
+/// Marks the line of a child's standard error that carries why it failed.
+const TROUBLE: &str = "weir-trouble ";
 
 #[derive(Serialize, Deserialize)]
 struct Assignment {
@@ -44,7 +46,30 @@ pub fn parent(
     jobs: Vec<PreparedJob>,
     options: &RunOptions,
     stop: &Arc<AtomicBool>,
-) -> Result<(), String> {
+) -> Result<(), Vec<Trouble>> {
+    run_children(jobs, options, stop).map_err(|error| match error {
+        Ended::Failed(troubles) => troubles,
+        Ended::Broken(message) => vec![Trouble::new(message)],
+    })
+}
+
+/// How children can end badly: with their own words, or without any.
+enum Ended {
+    Failed(Vec<Trouble>),
+    Broken(String),
+}
+
+impl From<String> for Ended {
+    fn from(message: String) -> Ended {
+        Ended::Broken(message)
+    }
+}
+
+fn run_children(
+    jobs: Vec<PreparedJob>,
+    options: &RunOptions,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), Ended> {
     let addresses: Vec<Vec<String>> =
         jobs.iter().map(|_| free_addresses(options.processes)).collect::<Result<_, _>>()?;
     let mut running = Vec::new();
@@ -70,20 +95,25 @@ pub fn parent(
             (None, Some(report)) => {
                 reports.iter_mut().zip(&report).for_each(|(all, one)| all.add(one));
             }
-            (None, None) => return Err(format!("process {process} ended without a report")),
+            (None, None) => {
+                let message = format!("process {process} ended without a report");
+                return Err(Ended::Broken(message));
+            }
         }
     }
-    finish(&reports, options)
+    Ok(finish(&reports, options)?)
 }
 
-/// The error that a child printed, without its prefix.
-fn first_cause(said: &str) -> String {
-    let from = said.find("error: ").map_or(0, |i| i + "error: ".len());
-    let cause = said[from..].trim();
-    if cause.is_empty() {
-        "a process ended without saying why".to_owned()
-    } else {
-        cause.to_owned()
+/// What a child said of its failure.
+fn first_cause(said: &str) -> Ended {
+    let troubles = said.lines().find_map(|line| line.strip_prefix(TROUBLE));
+    match troubles.and_then(|json| serde_json::from_str(json).ok()) {
+        Some(troubles) => Ended::Failed(troubles),
+        None => {
+            let last = said.lines().rfind(|line| !line.trim().is_empty());
+            let last = last.unwrap_or("it did not say why");
+            Ended::Broken(format!("a process ended: {last}"))
+        }
     }
 }
 
@@ -169,20 +199,22 @@ fn wait(running: &mut [Running], stop: &AtomicBool) -> Option<usize> {
 pub fn child() -> ExitCode {
     match run_child() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
+        Err(troubles) => {
+            let text = serde_json::to_string(&troubles).unwrap_or_default();
+            eprintln!("{TROUBLE}{text}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run_child() -> Result<(), String> {
+fn run_child() -> Result<(), Vec<Trouble>> {
+    let broken = |message: String| vec![Trouble::new(message)];
     let mut line = String::new();
     let mut stdin = BufReader::new(std::io::stdin());
-    stdin.read_line(&mut line).map_err(|e| e.to_string())?;
+    stdin.read_line(&mut line).map_err(|e| broken(e.to_string()))?;
     let assignment: Assignment = serde_json::from_str(&line)
-        .map_err(|e| format!("`weir process` is started by `weir run --processes`: {e}"))?;
-    let stop = stop_on_signals()?;
+        .map_err(|e| broken(format!("`weir process` is started by `weir run`: {e}")))?;
+    let stop = stop_on_signals().map_err(broken)?;
     let asked = stop.clone();
     thread::spawn(move || {
         let mut rest = Vec::new();
@@ -208,7 +240,7 @@ fn run_child() -> Result<(), String> {
         report: None,
     };
     let reports = run_jobs(assignment.jobs, &clusters, &options, &stop)?;
-    let text = serde_json::to_string(&reports).map_err(|e| e.to_string())?;
+    let text = serde_json::to_string(&reports).map_err(|e| broken(e.to_string()))?;
     crate::cli::out(&format!("{REPORT}{text}\n"));
     Ok(())
 }

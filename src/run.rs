@@ -9,7 +9,8 @@ use std::time::Duration;
 use weir_engine::clock::SystemClock;
 use weir_engine::flow::{Cluster, EpochPolicy, JobInput};
 use weir_engine::graph::{Graph, Node};
-use weir_engine::job::JobControl;
+use weir_engine::connector::ConnectorError;
+use weir_engine::job::{Failure, JobControl};
 use weir_queries::JobPlan;
 
 use crate::connectors;
@@ -41,6 +42,50 @@ pub struct RunOptions {
     pub report: Option<PathBuf>,
 }
 
+/// Why a script did not run to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Trouble {
+    /// The table at fault, if it is one.
+    pub table: Option<String>,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl Trouble {
+    /// Trouble that is no table's.
+    pub fn new(message: impl Into<String>) -> Trouble {
+        Trouble { message: message.into(), ..Trouble::default() }
+    }
+
+    /// Trouble at a table.
+    pub fn at(table: &str, error: &ConnectorError) -> Trouble {
+        Trouble {
+            table: Some(table.to_owned()),
+            message: error.message.clone(),
+            hint: error.hint.clone(),
+        }
+    }
+}
+
+impl From<Trouble> for String {
+    fn from(trouble: Trouble) -> String {
+        let table = trouble.table.map(|t| format!("table `{t}`: ")).unwrap_or_default();
+        let hint = trouble.hint.map(|h| format!("\n  hint: {h}")).unwrap_or_default();
+        format!("{table}{}{hint}", trouble.message)
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        match failure {
+            Failure::Connector { table, error } => Trouble::at(&table, &error),
+            Failure::Operator { .. } => Trouble::new(failure.to_string()),
+        }
+    }
+}
+
 /// A job with what every process needs to know of it.
 #[derive(Clone, serde::Serialize, serde::Deserialize)]
 pub struct PreparedJob {
@@ -59,22 +104,18 @@ pub fn graph_of(plan: &JobPlan) -> Result<Graph, String> {
 
 /// Probes a job's sinks, finds its splits and chooses its epochs. Reads the world, changes nothing
 /// but what a sink's probe has to create.
-pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob, String> {
-    let graph = graph_of(&plan)?;
-    let said = |table: &str, error: weir_engine::connector::ConnectorError| {
-        let hint = error.hint.as_ref().map(|h| format!("\n  hint: {h}")).unwrap_or_default();
-        format!("table `{table}`: {error}{hint}")
-    };
+pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob, Trouble> {
+    let graph = graph_of(&plan).map_err(Trouble::new)?;
     let mut splits = BTreeMap::new();
     for node in &graph.nodes {
         if let Node::Source(source) = node {
-            let found = source.source.splits().map_err(|e| said(&source.table, e))?;
+            let found = source.source.splits().map_err(|e| Trouble::at(&source.table, &e))?;
             splits.insert(source.index, found);
         }
     }
     for node in &graph.nodes {
         if let Node::Sink { sink, .. } = node {
-            sink.sink.probe().map_err(|e| said(&sink.table, e))?;
+            sink.sink.probe().map_err(|e| Trouble::at(&sink.table, &e))?;
         }
     }
     let bounded = splits.values().flatten().all(|s| s.bounded);
@@ -96,11 +137,12 @@ pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob,
 }
 
 /// Runs all jobs of a script, side by side, until they end.
-pub fn run_script(plans: Vec<JobPlan>, options: &RunOptions) -> Result<(), String> {
-    let stop = stop_on_signals()?;
+pub fn run_script(plans: Vec<JobPlan>, options: &RunOptions) -> Result<(), Vec<Trouble>> {
+    let one = |trouble: Trouble| vec![trouble];
+    let stop = stop_on_signals().map_err(Trouble::new).map_err(one)?;
     let mut jobs = Vec::new();
     for plan in plans {
-        jobs.push(prepare(plan, options.epoch)?);
+        jobs.push(prepare(plan, options.epoch).map_err(one)?);
     }
     if options.processes > 1 {
         return processes::parent(jobs, options, &stop);
@@ -108,7 +150,7 @@ pub fn run_script(plans: Vec<JobPlan>, options: &RunOptions) -> Result<(), Strin
     let cluster = Cluster { threads: options.workers, ..Cluster::default() };
     let clusters = vec![cluster; jobs.len()];
     let reports = run_jobs(jobs, &clusters, options, &stop)?;
-    finish(&reports, options)
+    finish(&reports, options).map_err(Trouble::new).map_err(one)
 }
 
 /// Prints what came of the jobs.
@@ -133,7 +175,7 @@ pub fn run_jobs(
     clusters: &[Cluster],
     options: &RunOptions,
     stop: &Arc<AtomicBool>,
-) -> Result<Vec<JobReport>, String> {
+) -> Result<Vec<JobReport>, Vec<Trouble>> {
     let clock = || Arc::new(SystemClock);
     let controls: Vec<Arc<JobControl>> =
         jobs.iter().map(|_| JobControl::new(clock(), options.digest)).collect();
@@ -158,14 +200,14 @@ pub fn run_jobs(
     for thread in threads {
         match thread.join() {
             Ok(Ok(())) => {}
-            Ok(Err(failure)) => failures.push(failure.to_string()),
-            Err(_) => failures.push("a worker thread panicked; this is a bug in Weir".to_owned()),
+            Ok(Err(failure)) => failures.push(Trouble::from(failure)),
+            Err(_) => failures.push(Trouble::new("a thread panicked; this is a bug in Weir")),
         }
     }
     if failures.is_empty() {
         Ok(controls.iter().map(|c| JobReport::of(c)).collect())
     } else {
-        Err(failures.join("\nerror: "))
+        Err(failures)
     }
 }
 

@@ -16,6 +16,7 @@ mod diagnostics;
 mod explain;
 mod functions;
 mod parse;
+mod places;
 pub mod plan;
 mod prune;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use weir_engine::connector::Connectors;
 pub use build::{BuildError, build};
 pub use diagnostics::{Diagnostic, Diagnostics, Span};
 pub use explain::explain;
+pub use places::address_of;
 pub use plan::JobPlan;
 
 /// A script, planned.
