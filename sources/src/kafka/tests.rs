@@ -80,7 +80,7 @@ fn properties_are_checked_and_their_values_never_shown() {
           librdkafka's CONFIGURATION.md lists all properties
         'properties.security.protocol' of table `t` has a value that librdkafka does not accept
           librdkafka's CONFIGURATION.md lists all properties
-        'properties.ssl.truststore.location' of table `t` is no property of librdkafka
+        'properties.ssl.truststore.location' of table `t` has a value that librdkafka does not accept
           export the trust store as PEM and name it in 'properties.ssl.ca.location'
     "#]]
     .assert_eq(&refused(&[VALUE], &options));
