@@ -156,6 +156,7 @@ SELECT r.meter_id,
        AVG(r.kwh) AS avg_kwh,
        MIN(r.kwh) AS lowest_kwh,
        AVG(u.usual_kwh) AS usual_kwh,
+       MIN(u.low_kwh) AS low_kwh,
        COUNT(*) FILTER (WHERE r.kwh < 0.9 * u.low_kwh) AS low_readings,
        COUNT(*) AS readings
 FROM enriched AS r
@@ -194,6 +195,8 @@ CREATE TABLE suspects (
   baseline_kwh DOUBLE,
   ratio DOUBLE,
   low_readings BIGINT,
+  avg_kwh DOUBLE,
+  usual_kwh DOUBLE,
   missing_w DOUBLE,
   severity STRING,
   customer_id STRING,
@@ -236,10 +239,10 @@ BEGIN
 
   INSERT INTO suspects
   SELECT w.meter_id, w.window_start, w.window_end,
-         w.avg_kwh AS reading_kwh, w.usual_kwh AS baseline_kwh,
-         w.avg_kwh / w.usual_kwh AS ratio,
-         w.low_readings, b.missing_kwh * 240000 AS missing_w,
-         CASE WHEN w.avg_kwh < 0.25 * w.usual_kwh THEN 'high' ELSE 'medium' END AS severity,
+         w.lowest_kwh AS reading_kwh, w.low_kwh AS baseline_kwh,
+         w.lowest_kwh / w.low_kwh AS ratio,
+         w.low_readings, w.avg_kwh, w.usual_kwh, b.missing_kwh * 240000 AS missing_w,
+         CASE WHEN w.lowest_kwh < 0.3 * w.low_kwh THEN 'high' ELSE 'medium' END AS severity,
          c.customer_id, c.address, c.account_status, c.feeder_id, c.region, c.lat, c.lon
   FROM half_hour AS w
   JOIN customers FOR SYSTEM_TIME AS OF w.window_time AS c ON w.meter_id = c.meter_id

@@ -22,6 +22,8 @@ pub(super) struct Suspect {
     pub(super) baseline_kwh: f64,
     pub(super) ratio: f64,
     pub(super) low_readings: u64,
+    pub(super) avg_kwh: f64,
+    pub(super) usual_kwh: f64,
     pub(super) missing_w: f64,
     pub(super) severity: String,
     pub(super) customer_id: String,

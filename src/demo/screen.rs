@@ -52,12 +52,13 @@ impl Facts {
         self.tables.get("literal_flags").map_or(0, |t| t.0)
     }
 
-    /// Rows and files of each table, in a line.
-    fn written(&self) -> String {
-        let of = |(name, (rows, files)): (&String, &(u64, u64))| {
-            format!("{name} {} in {files}", grouped(*rows))
+    /// A line a table: its rows and files.
+    pub(super) fn written(&self) -> String {
+        let line = |(name, (rows, files)): (&String, &(u64, u64))| {
+            let s = if *files == 1 { "" } else { "s" };
+            format!("  {name}: {} rows in {files} file{s}\n", grouped(*rows))
         };
-        self.tables.iter().map(of).collect::<Vec<_>>().join(", ")
+        self.tables.iter().map(line).collect()
     }
 }
 
@@ -151,7 +152,7 @@ impl Screen {
                 let _ = writeln!(text, "notice {about}: {notice}");
             }
         }
-        let _ = writeln!(text, "rows in files: {}", facts.written());
+        text.push_str(&facts.written());
         let _ = writeln!(text, "literal rule: {share:.1} % of all readings flagged");
         let _ = writeln!(text, "suspects: {}", self.suspects.len());
         for suspect in self.suspects.iter().rev().take(SUSPECTS_SHOWN_MAX) {
@@ -161,7 +162,8 @@ impl Screen {
     }
 
     fn repaint(&mut self, text: &str) {
-        let mut frame = String::new();
+        // Lines that are too long are cut off, not wrapped: the next frame must find its place.
+        let mut frame = String::from("\x1b[?7l");
         if self.painted > 0 {
             let _ = write!(frame, "\x1b[{}A", self.painted);
         }
@@ -172,6 +174,7 @@ impl Screen {
         for _ in lines..self.painted {
             frame.push_str("\x1b[2K\n");
         }
+        frame.push_str("\x1b[?7h");
         self.painted = lines.max(self.painted);
         // A terminal that is gone needs no picture.
         let _ = std::io::stderr().lock().write_all(frame.as_bytes());
@@ -187,13 +190,16 @@ pub(super) fn clock(at: i64) -> String {
 fn shown(suspect: &Suspect) -> String {
     let watts = |kwh: f64| kwh * 240_000.0;
     format!(
-        "suspect {} {}: ratio {:.2}, {:.0} W of {:.0} W usual, {} readings too low, {} misses {:.0} W, {}",
+        "suspect {} {}: ratio {:.2} ({:.0} W, never below {:.0} W at this hour), {} readings too low, \
+         {:.0} W of {:.0} W on average, {} misses {:.0} W, {}",
         suspect.meter_id,
         suspect.window_end.get(11..16).unwrap_or_default(),
         suspect.ratio,
         watts(suspect.reading_kwh),
         watts(suspect.baseline_kwh),
         suspect.low_readings,
+        watts(suspect.avg_kwh),
+        watts(suspect.usual_kwh),
         suspect.feeder_id,
         suspect.missing_w,
         suspect.severity

@@ -63,14 +63,12 @@ impl Outcome<'_> {
 
     fn files(&self) -> Result<String, String> {
         let mut text = format!("\nfiles in {}\n", self.folder.display());
-        for (table, (rows, files)) in &self.facts.tables {
-            let _ = writeln!(text, "  {table}: {} rows in {files} files", grouped(*rows));
-        }
+        text.push_str(&self.facts.written());
         let late = results::lines(&self.folder.join("late_readings"))?;
         let bad = results::lines(&self.folder.join("bad_readings"))?;
         let _ = writeln!(
             text,
-            "  of {} messages sent, {} came twice; {} rows were late (truth: {}), {} bad (truth: {})",
+            "  of {} messages sent, {} came twice; {} rows were late (truth: {}), {} were bad (truth: {})",
             grouped(self.sent.messages),
             grouped(self.sent.twice),
             grouped(late),
@@ -113,11 +111,18 @@ fn rule(name: &str, verdict: &Verdict) -> String {
         Some(delay) => format!("{:.1} min", delay as f64 / 60_000.0),
         None => "none".to_owned(),
     };
+    let recall = match due {
+        0 => "no thief was due".to_owned(),
+        _ => {
+            let share = 100.0 * found as f64 / due as f64;
+            format!("{found} of {due} thieves found (recall {share:.0} %)")
+        }
+    };
+    let alarms = verdict.false_alarms.len() as u64;
     format!(
-        "\n{name}: {found} of {due} thieves found (recall {:.0} %), {} false alarms in {} episodes, \
-         delay p50 {}, p99 {}\n",
-        100.0 * found as f64 / due.max(1) as f64,
-        grouped(verdict.false_alarms.len() as u64),
+        "\n{name}: {recall}, {} false alarm{} in {} episodes, delay p50 {}, p99 {}\n",
+        grouped(alarms),
+        if alarms == 1 { "" } else { "s" },
         grouped(verdict.episodes as u64),
         minutes(0.5),
         minutes(0.99)
@@ -145,7 +150,7 @@ mod tests {
             thieves, by the truth
               meter-000001 hides 75 % from 17:10:00 to 17:40:00: found at 17:17:00, after 7.0 min
 
-            it: 1 of 1 thieves found (recall 100 %), 1 false alarms in 2 episodes, delay p50 7.0 min, p99 7.0 min
+            it: 1 of 1 thieves found (recall 100 %), 1 false alarm in 2 episodes, delay p50 7.0 min, p99 7.0 min
         "#]]
         .assert_eq(&format!("{}{}", thieves(&verdict), rule("it", &verdict)));
     }
