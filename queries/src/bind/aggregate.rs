@@ -10,7 +10,7 @@ use weir_operators::window::WindowShape;
 
 use super::expressions::Grouping;
 use super::select::{contains_aggregate, item_name};
-use super::windows::{in_zone, is_group_function, moved};
+use super::windows::{in_zone, is_group_function, is_shifted, moved};
 use super::{Bound, Planner, Relation, Role, ScopeColumn, WindowInfo, reported};
 use crate::ast::{Expr, GroupBy, Item, Select};
 use crate::diagnostics::Diagnostic;
@@ -264,7 +264,11 @@ impl Planner<'_> {
         let node = Node::Window { input, kind, time, keys, calls, collect_late };
         let window = self.add(node, columns);
         let shown = all.len();
-        let info = Rc::new(WindowInfo { kind: plan.shown, keys: shown });
+        let info = Rc::new(WindowInfo {
+            kind: plan.shown,
+            keys: shown,
+            is_shifted: is_shifted(&plan.time.data_type, &self.time_zone()),
+        });
         let mut scope = Vec::new();
         let mut project = Vec::new();
         for (name, scalar) in items {
@@ -302,7 +306,10 @@ impl Planner<'_> {
         let end = Scalar::column(last, TIMESTAMP_MS);
         let (start, shown_end) = match &plan.brought {
             // The begin is the last key, the end is that of the 1 ms window.
-            Some(brought) => (Scalar::column(keys - 1, brought.data_type.clone()), end.clone()),
+            Some(brought) => {
+                let start = Scalar::column(keys - 1, brought.data_type.clone());
+                (start, in_zone(end.clone(), &time_type, &zone))
+            }
             None => {
                 let start = Scalar::column(first, TIMESTAMP_MS);
                 (in_zone(start, &time_type, &zone), in_zone(end.clone(), &time_type, &zone))
@@ -415,6 +422,10 @@ fn brought_plan(relation: &Relation, keys: &[Scalar]) -> Option<Plan> {
     let own: Vec<Scalar> = keys.iter().filter(|k| !is_part(k)).cloned().collect();
     let is_time = |c: &ScopeColumn| matches!(&c.role, Role::Time(i) if Rc::ptr_eq(i, &a));
     let time_column = relation.scope.iter().position(is_time);
+    // Shifted ends do not say when the window fires.
+    if time_column.is_none() && a.is_shifted {
+        return None;
+    }
     let time = match time_column {
         Some(column) => Scalar::column(column, relation.scope[column].data_type.clone()),
         None => moved(end.clone(), -1),

@@ -158,7 +158,9 @@ impl Planner<'_> {
             return Ok(None);
         }
         self.dead_letters()?;
-        let sinks = self.job.take_sinks();
+        let mut sinks = self.job.take_sinks();
+        // What the statements name comes before late rows and dead letters.
+        sinks.sort_by_key(|(name, _)| !inserts.iter().any(|i| i.table.text == *name));
         let name = sinks.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
         for (table, inputs) in sinks {
             self.add_sink(&table, inputs);

@@ -160,6 +160,13 @@ impl Planner<'_> {
         };
         let (left, left_keys, condition) = self.keyed(left, &right, &keys, condition, missing)?;
         let right_time = time.and(table.time.map(|(column, _)| column));
+        if let (Some(l), Some(r)) = (time, right_time)
+            && self.time_zone() != "UTC"
+            && left.scope[l].data_type != right.scope[r].data_type
+        {
+            let message = "TIMESTAMP and TIMESTAMP_LTZ meet in a temporal join in UTC only";
+            return Err(Diagnostic::new(join.span, message));
+        }
         let keep = self.duration(table, "versions.keep")?.unwrap_or(KEEP_DEFAULT);
         let node = Node::TemporalJoin {
             left: left.input,
@@ -264,6 +271,11 @@ impl Planner<'_> {
                 return Err(Diagnostic::new(join.factor.span, message));
             }
         };
+        if info.is_shifted && version_is_end {
+            let message = "a view over windows of TIMESTAMP_LTZ in another zone than UTC must show \
+                           its window_time, and not its window_end, to be joined as of a time";
+            return Err(Diagnostic::new(join.factor.span, message));
+        }
         let is_key = |c: &ScopeColumn| matches!(&c.role, Role::Key(i) if Rc::ptr_eq(i, &info));
         let keys: Vec<usize> =
             (0..right.scope.len()).filter(|&i| is_key(&right.scope[i])).collect();
@@ -293,10 +305,7 @@ impl Planner<'_> {
             left_outer: join.left_outer,
             collect_late: false,
         };
-        let mut made = self.joined(left, right, node, condition, join)?;
-        let at = made.late_nodes.pop().unwrap_or(made.input.node);
-        made.late_nodes = vec![at];
-        Ok(made)
+        self.joined(left, right, node, condition, join)
     }
 
     /// The join's node, and what its other conditions ask for.
@@ -320,7 +329,9 @@ impl Planner<'_> {
         let columns: Vec<_> = scope.iter().map(ScopeColumn::plan).collect();
         let has_late = matches!(node, Node::WindowVersionJoin { .. });
         let mut input = self.add(node, columns.clone());
-        let late_nodes = if has_late { vec![input.node] } else { Vec::new() };
+        // Of several joins, each that has late rows gives them to the query's ON LATE.
+        let mut late_nodes = left.late_nodes.clone();
+        late_nodes.extend(has_late.then_some(input.node));
         if let Some(rest) = condition.rest {
             let plain = |i: usize| Scalar::column(i, scope[i].data_type.clone());
             let node = if join.left_outer {

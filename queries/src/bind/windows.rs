@@ -51,8 +51,9 @@ impl Planner<'_> {
             let message = format!("PARTITION BY belongs to SESSION, not to {function}");
             return Err(Diagnostic::new(call.partition_by[0].span, message));
         }
-        let info = std::rc::Rc::new(WindowInfo { kind, keys: 0 });
         let time_type = relation.scope[time].data_type.clone();
+        let is_shifted = is_shifted(&time_type, &self.time_zone());
+        let info = std::rc::Rc::new(WindowInfo { kind, keys: 0, is_shifted });
         for (name, role, data_type, is_time) in [
             ("window_start", Role::Start(info.clone()), TIMESTAMP_MS, false),
             ("window_end", Role::End(info.clone()), TIMESTAMP_MS, false),
@@ -392,10 +393,14 @@ impl ExprBinder<'_> {
 
 /// A TIMESTAMP in UTC as the session's clocks show it, if the windows are over instants.
 pub(super) fn in_zone(time: Scalar, time_type: &DataType, zone: &str) -> Scalar {
-    let zoned = matches!(time_type, DataType::Timestamp(_, Some(_)));
-    if !zoned || zone == "UTC" {
+    if !is_shifted(time_type, zone) {
         return time;
     }
     let instant = convert(time, &crate::types::ltz_ms(), "UTC");
     convert(instant, &TIMESTAMP_MS, zone)
+}
+
+/// Whether windows over a time of this type have begins and ends that differ from the instants.
+pub(super) fn is_shifted(time_type: &DataType, zone: &str) -> bool {
+    matches!(time_type, DataType::Timestamp(_, Some(_))) && zone != "UTC"
 }

@@ -48,7 +48,9 @@ struct Sink {
 impl Report {
     pub(super) fn read(path: &Path) -> Result<Report> {
         let text = fs::read(path).with_context(|| format!("no report {}", path.display()))?;
-        Ok(serde_json::from_slice(&text)?)
+        let mut jobs: Vec<Report> = serde_json::from_slice(&text)?;
+        anyhow::ensure!(jobs.len() == 1, "the report is of {} jobs, not of one", jobs.len());
+        Ok(jobs.remove(0))
     }
 
     /// The sinks with their digests, as one text.
