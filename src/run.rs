@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use weir_engine::clock::SystemClock;
+use weir_engine::connector::ConnectorError;
 use weir_engine::flow::{Cluster, EpochPolicy, JobInput};
 use weir_engine::graph::{Graph, Node};
-use weir_engine::connector::ConnectorError;
 use weir_engine::job::{Failure, JobControl};
 use weir_queries::JobPlan;
 

@@ -1,8 +1,8 @@
 //! Binding: names to tables and columns, types to expressions, clauses to operators.
 //!
-//! A [`Planner`] holds what a script has declared and the nodes of the job at hand. A query becomes a
-//! [`Relation`]: a node of the plan and, beside each of its columns, what SQL knows of it: its name and
-//! table, whether it is a time attribute, which part of a window it is.
+//! A [`Planner`] holds what a script has declared and the nodes of the job at hand. A query becomes
+//! a [`Relation`]: a node of the plan and, beside each of its columns, what SQL knows of it: its
+//! name and table, whether it is a time attribute, which part of a window it is.
 
 mod aggregate;
 mod calls;
@@ -42,6 +42,8 @@ pub(crate) struct WindowInfo {
     pub(crate) kind: WindowKind,
     /// Number of grouping keys: all of them make a row unique within its window.
     pub(crate) keys: usize,
+    /// Whether begin and end are shown by the clocks of another zone than UTC.
+    pub(crate) is_shifted: bool,
 }
 
 /// What part of a window a column is.

@@ -1,12 +1,12 @@
 //! Weir's expressions compiled to DataFusion's physical expressions.
 //!
 //! # Rows that fail
-//! A chunk is evaluated whole. If that fails it is halved until the rows at fault stand alone: the cost
-//! is O(failures · log rows) evaluations of pieces, and nothing where all rows are well.
+//! A chunk is evaluated whole. If that fails it is halved until the rows at fault stand alone: the
+//! cost is O(failures · log rows) evaluations of pieces, and nothing where all rows are well.
 //!
 //! # Columns
-//! Only the columns that an expression names are handed over, dictionaries spelled out; the recorded
-//! time, where it is read, is one more column behind them.
+//! Only the columns that an expression names are handed over, dictionaries spelled out; the
+//! recorded time, where it is read, is one more column behind them.
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, TimestampMillisecondArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};

@@ -1,7 +1,7 @@
 //! Errors with a place in the script: what is wrong, where, why, and what to do.
 //!
-//! Lines of the script are quoted with secrets masked: the value of an option whose name says that it
-//! is a password, and `user:password@` in URLs.
+//! Lines of the script are quoted with secrets masked: the value of an option whose name says that
+//! it is a password, and `user:password@` in URLs.
 
 use std::fmt;
 
@@ -37,9 +37,9 @@ pub struct Diagnostic {
     /// Where.
     pub span: Span,
     /// What stands beside the caret.
-    pub label: Option<String>,
+    pub label: Option<Box<str>>,
     /// Why, if that isn't plain.
-    pub detail: Option<String>,
+    pub detail: Option<Box<str>>,
     /// What to do.
     pub hint: Option<String>,
 }
@@ -60,7 +60,7 @@ impl Diagnostic {
     /// With the reason.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Diagnostic {
-        self.detail = Some(detail.into());
+        self.detail = Some(detail.into().into_boxed_str());
         self
     }
 
@@ -72,7 +72,7 @@ impl Diagnostic {
         candidates: impl IntoIterator<Item = &'a str>,
     ) -> Diagnostic {
         if let Some(nearest) = nearest(word, candidates) {
-            self.label = Some(format!("did you mean `{nearest}`?"));
+            self.label = Some(format!("did you mean `{nearest}`?").into());
         }
         self
     }
@@ -143,7 +143,7 @@ impl std::error::Error for Diagnostics {}
 /// Whether the value of an option of this name must never be shown.
 pub(crate) fn is_secret(key: &str) -> bool {
     let key = key.to_lowercase();
-    ["password", "secret", "token", "sasl.jaas", "access-key", "access.key", "credential"]
+    ["passw", "pwd", "secret", "token", "sasl.jaas", "access-key", "access.key", "credential"]
         .iter()
         .any(|part| key.contains(part))
 }

@@ -1,5 +1,6 @@
 //! EXPLAIN: a plan as text, the sinks first, each node above its inputs.
 
+use arrow::datatypes::DataType;
 use std::fmt::Write as _;
 use weir_engine::connector::{Connectors, TableSpec};
 use weir_operators::window::WindowShape;
@@ -216,6 +217,7 @@ fn scalar(s: &Scalar, names: &[String]) -> String {
             in_words(*n)
         }
         ScalarKind::Literal(Datum::Integer(n)) => n.to_string(),
+        ScalarKind::Literal(Datum::Text(text)) if s.data_type != DataType::Utf8 => text.clone(),
         ScalarKind::Literal(Datum::Text(text)) => shown("", &format!("'{text}'")),
         ScalarKind::Binary(op, left, right) => {
             format!("({} {} {})", sub(left), sign(*op), sub(right))

@@ -1,8 +1,8 @@
 //! Flink's scalar functions: which there are, what they take, and what they give.
 //!
-//! Arguments reach `run` as columns of exactly the types that the signature says; a NULL argument gives
-//! NULL unless a function says otherwise. What a function refuses is an error for the whole chunk: the
-//! caller looks for the rows at fault.
+//! Arguments reach `run` as columns of exactly the types that the signature says; a NULL argument
+//! gives NULL unless a function says otherwise. What a function refuses is an error for the whole
+//! chunk: the caller looks for the rows at fault.
 
 mod arithmetic;
 mod calendar;

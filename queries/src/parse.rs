@@ -1,7 +1,7 @@
 //! The parser: tokens to statements, one error a statement.
 //!
-//! A recursive descent over Flink's grammar. What Weir does not run is refused here where the grammar
-//! alone shows it, with the clause named, so that nothing is ever dropped in silence.
+//! A recursive descent over Flink's grammar. What Weir does not run is refused here where the
+//! grammar alone shows it, with the clause named, so that nothing is ever dropped in silence.
 
 mod expressions;
 mod literals;

@@ -13,8 +13,8 @@ pub fn address_of(text: &str, table: &str) -> Option<Span> {
         Statement::CreateTable(t) if t.name.text == table => Some(t),
         _ => None,
     })?;
-    let value = |key: &&str| declared.options.iter().find(|(k, _)| k.text == **key);
-    let found = ADDRESSES.iter().find_map(|key| value(&key));
+    let value = |key: &&str| declared.options.iter().find(|(k, _)| k.text == *key);
+    let found = ADDRESSES.iter().find_map(value);
     Some(found.map_or(declared.name.span, |(_, value)| value.span))
 }
 

@@ -1,10 +1,10 @@
 //! Column pruning: a node makes only the columns that someone behind it reads.
 //!
 //! # Argument
-//! Needs are collected from the last node to the first (inputs come before the nodes that read them);
-//! then each node is rewritten with the places that its inputs' columns have now. A window keeps its
-//! keys and both times, a join its keys and versions, whether or not anyone reads them. Where late rows
-//! are wanted, the columns of the input that they carry to a reader are kept.
+//! Needs are collected from the last node to the first (inputs come before the nodes that read
+//! them); then each node is rewritten with the places that its inputs' columns have now. A window
+//! keeps its keys and both times, a join its keys and versions, whether or not anyone reads them.
+//! Where late rows are wanted, the columns of the input that they carry to a reader are kept.
 
 use std::collections::BTreeSet;
 
@@ -177,10 +177,8 @@ fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize
             filter.iter_mut().for_each(moved);
             match project {
                 Some(project) => {
-                    let mut old = std::mem::take(project);
-                    *project = wanted.iter().map(|&c| old[c].clone()).collect();
+                    *project = wanted.iter().map(|&c| project[c].clone()).collect();
                     project.iter_mut().for_each(moved);
-                    old.clear();
                     wanted
                 }
                 // Without a projection what comes in goes out.
@@ -251,6 +249,10 @@ fn both_sides(places: &[Vec<usize>], left: Input, right: Input) -> Vec<usize> {
 fn prune_source(source: &mut SourcePlan, own: &BTreeSet<usize>) -> Vec<usize> {
     let mut kept = own.clone();
     kept.extend(source.time.as_ref().map(|t| t.column));
+    if kept.is_empty() {
+        // Rows without a column have no number: one column is read to count them.
+        kept.insert(0);
+    }
     let kept: Vec<usize> = kept.into_iter().collect();
     if let Some(time) = &mut source.time {
         time.column = kept.iter().position(|&c| c == time.column).unwrap_or(0);

@@ -164,7 +164,7 @@ pub(crate) fn delta(rows: &[Row], packed: bool, marked: bool) -> Delta {
     let keys = StringArray::from_iter(rows.iter().map(|r| r.key));
     let packing = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
     let keys: ArrayRef = match packed {
-        true => arrow::compute::cast(&keys, &packing).unwrap(),
+        true => arrow::compute::cast(&keys, &packing).expect("a test script is sound"),
         false => Arc::new(keys),
     };
     let times: TimestampMillisecondArray = rows.iter().map(|r| Some(r.time)).collect();
@@ -178,7 +178,7 @@ pub(crate) fn delta(rows: &[Row], packed: bool, marked: bool) -> Delta {
     };
     let diffs = rows.iter().map(|r| r.diff).collect();
     Delta {
-        rows: batch_of(&schema(""), columns, rows.len()).unwrap(),
+        rows: batch_of(&schema(""), columns, rows.len()).expect("a test script is sound"),
         diffs: rows.iter().any(|r| r.diff != 1).then_some(diffs),
         provenance: marked.then_some(provenance),
         origin: Origin::Split { split: SplitId(rows[0].split), offset: rows[0].offset },
@@ -197,7 +197,9 @@ pub(crate) fn show(delta: &Delta) -> Vec<String> {
                 DataType::Timestamp(_, _) => {
                     column.as_primitive::<TimestampMillisecondType>().value(row).to_string()
                 }
-                _ => array_value_to_string(column, row).unwrap().replace('\0', "0"),
+                _ => array_value_to_string(column, row)
+                    .expect("a test script is sound")
+                    .replace('\0', "0"),
             }
         };
         let mut text = rows.columns().iter().map(cell).collect::<Vec<_>>().join(" ");
@@ -228,13 +230,14 @@ struct Workers<'a> {
 impl Workers<'_> {
     /// Writes all state and reads it again with this many workers.
     fn restart(&mut self, count: usize) {
-        let parts: Vec<_> = self.cores.iter().flat_map(|c| c.snapshot().unwrap()).collect();
+        let parts: Vec<_> =
+            self.cores.iter().flat_map(|c| c.snapshot().expect("a test script is sound")).collect();
         let mine = |worker: usize| {
             let owned = |group: u8| owner(KeyGroup(group), count) == worker;
             let covers = |g: KeyGroups| (g.first..=g.last).any(owned);
             let mine = parts.iter().filter(|p| covers(p.key_groups));
             let mut core = (self.make)();
-            core.restore(mine.cloned().collect()).unwrap();
+            core.restore(mine.cloned().collect()).expect("a test script is sound");
             core
         };
         self.cores = (0..count).map(mine).collect();
@@ -247,9 +250,9 @@ impl Workers<'_> {
             let peers = outs.len();
             let mine = (0..delta.len() as u32)
                 .filter(|&row| owner(KeyGroup(groups[row as usize]), peers) == worker);
-            let part = delta.take(&mine.collect::<UInt32Array>()).unwrap();
+            let part = delta.take(&mine.collect::<UInt32Array>()).expect("a test script is sound");
             if !part.is_empty() {
-                core.push(port, part, &mut outs[worker]).unwrap();
+                core.push(port, part, &mut outs[worker]).expect("a test script is sound");
             }
         }
     }
@@ -270,7 +273,9 @@ pub(crate) fn play(make: Make<'_>, feeds: &[Feed], cuts: &Cuts) -> Played {
         let mut chunks = Vec::new();
         for (port, (feed, taken)) in feeds.iter().zip(&mut taken).enumerate() {
             for (split, taken) in feed.splits.iter().zip(taken) {
-                let next = split.len().min(*taken + feed.pace.rows(epoch, *steps.next().unwrap()));
+                let next = split.len().min(
+                    *taken + feed.pace.rows(epoch, *steps.next().expect("a test script is sound")),
+                );
                 if next > *taken {
                     chunks.push((port, delta(&split[*taken..next], cuts.flags.1, cuts.flags.2)));
                 }
@@ -286,7 +291,7 @@ pub(crate) fn play(make: Make<'_>, feeds: &[Feed], cuts: &Cuts) -> Played {
         chunks.iter().for_each(|(port, chunk)| workers.push(*port, chunk, &mut outs));
         for (core, out) in workers.cores.iter_mut().zip(&mut outs) {
             let end = EpochEnd { epoch: epoch as u64, recorded_time: 0, watermarks: &watermarks };
-            core.advance(end, out).unwrap();
+            core.advance(end, out).expect("a test script is sound");
         }
         note(&mut played, outs, out_mark);
         out_mark = workers.cores[0].output_watermark(&watermarks);

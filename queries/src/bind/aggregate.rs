@@ -1,9 +1,10 @@
 //! GROUP BY with a window: which windows, which keys, what is computed before and after.
 //!
 //! # Windows that rows bring with them
-//! Rows of a windowed query that are grouped by its window_start and window_end again belong to that
-//! very window, whatever its kind. They are aggregated in windows of 1 ms over their window_time (the
-//! window's last millisecond) with window_start as one more key: end and firing are those of the window.
+//! Rows of a windowed query that are grouped by its window_start and window_end again belong to
+//! that very window, whatever its kind. They are aggregated in windows of 1 ms over their
+//! window_time (the window's last millisecond) with window_start as one more key: end and firing
+//! are those of the window.
 
 use std::rc::Rc;
 use weir_operators::window::WindowShape;
@@ -16,6 +17,9 @@ use crate::ast::{Expr, GroupBy, Item, Select};
 use crate::diagnostics::Diagnostic;
 use crate::plan::{CallPlan, Input, Node, PlanColumn, Scalar, WindowKind};
 use crate::types::{TIMESTAMP_MS, convert};
+
+/// An item of a select list with its name.
+type NamedScalar = (String, Scalar);
 
 /// How a query groups, over the columns of its input.
 struct Plan {
@@ -175,8 +179,8 @@ impl Planner<'_> {
             if !same {
                 let message =
                     "sessions must be grouped by exactly the columns of their PARTITION BY";
-                let hint = "write SESSION(TABLE t PARTITION BY k, …) and GROUP BY k, window_start, \
-                            window_end";
+                let hint = "write SESSION(TABLE t PARTITION BY k, …) and GROUP BY k, \
+                            window_start, window_end";
                 return Err(Diagnostic::new(group.span, message).hint(hint));
             }
         }
@@ -192,8 +196,8 @@ impl Planner<'_> {
         }))
     }
 
-    /// The filter and the computed keys before the window: the input, the places of the keys (that of a
-    /// begin that was brought behind them), and of the time.
+    /// The filter and the computed keys before the window: the input, the places of the keys (that
+    /// of a begin that was brought behind them), and of the time.
     fn before(
         &mut self,
         relation: &Relation,
@@ -347,7 +351,7 @@ impl Planner<'_> {
         relation: &Relation,
         select: &Select,
         grouped: &mut Grouped,
-    ) -> Bound<(Vec<(String, Scalar)>, Option<Scalar>)> {
+    ) -> Bound<(Vec<NamedScalar>, Option<Scalar>)> {
         let mut binder = self.binder(&relation.scope, &relation.name);
         let placeholder = Grouping {
             keys: Vec::new(),
@@ -418,7 +422,10 @@ fn brought_plan(relation: &Relation, keys: &[Scalar]) -> Option<Plan> {
     if !Rc::ptr_eq(&a, &b) {
         return None;
     }
-    let is_part = |k: &&Scalar| matches!(role(k), Some(Role::Start(i) | Role::End(i) | Role::Time(i)) if Rc::ptr_eq(&i, &a));
+    let is_part = |k: &&Scalar| match role(k) {
+        Some(Role::Start(i) | Role::End(i) | Role::Time(i)) => Rc::ptr_eq(&i, &a),
+        _ => false,
+    };
     let own: Vec<Scalar> = keys.iter().filter(|k| !is_part(k)).cloned().collect();
     let is_time = |c: &ScopeColumn| matches!(&c.role, Role::Time(i) if Rc::ptr_eq(i, &a));
     let time_column = relation.scope.iter().position(is_time);

@@ -166,7 +166,7 @@ impl ExprBinder<'_> {
                 let utc = convert(instant, &TIMESTAMP_MS, "UTC");
                 Ok(Scalar::call("TO_EPOCH_SECONDS", vec![utc], DataType::Int64))
             }
-            ("FROM_UNIXTIME", 1 | 2) => self.from_unixtime(call),
+            ("FROM_UNIXTIME", 1 | 2) => self.unixtime_text(call),
             ("TO_TIMESTAMP_LTZ", 1 | 2) => {
                 let mut args = self.arguments(call, &[Arg::Long, Arg::Int])?;
                 if args.len() == 1 {
@@ -209,7 +209,7 @@ impl ExprBinder<'_> {
         pairs.map(|(arg, &wants)| self.argument(&name, arg, wants)).collect()
     }
 
-    fn from_unixtime(&mut self, call: &Call) -> Bound<Scalar> {
+    fn unixtime_text(&mut self, call: &Call) -> Bound<Scalar> {
         let mut args = self.arguments(call, &[Arg::Long, Arg::Text])?.into_iter();
         let seconds = args.next().unwrap_or_else(|| Scalar::null(DataType::Int64));
         let pattern = args.next().unwrap_or_else(|| Scalar::text("yyyy-MM-dd HH:mm:ss"));

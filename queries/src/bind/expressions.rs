@@ -12,8 +12,8 @@ use crate::types::{cast, common_type, convert, is_number, sql_name};
 /// What grouping does to expressions above it.
 #[derive(Debug)]
 pub(crate) struct Grouping {
-    /// Grouping expressions over the input, each with what it became in the output; none for one that
-    /// isn't in this grouping set.
+    /// Grouping expressions over the input, each with what it became in the output; none for one
+    /// that isn't in this grouping set.
     pub(crate) keys: Vec<(Scalar, Option<Scalar>)>,
     /// Where the calls' columns begin.
     pub(crate) first_call: usize,
@@ -210,7 +210,8 @@ impl ExprBinder<'_> {
         Ok((convert(l, &common, &self.zone), convert(r, &common, &self.zone)))
     }
 
-    /// The type in which two values are compared; Flink also compares strings with numbers and times.
+    /// The type in which two values are compared; Flink also compares strings with numbers and
+    /// times.
     pub(crate) fn comparable(&self, left: &Scalar, right: &Scalar) -> Option<DataType> {
         let (a, b) = (&left.data_type, &right.data_type);
         if let Some(common) = common_type(a, b) {

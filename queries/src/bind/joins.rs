@@ -67,8 +67,8 @@ impl Planner<'_> {
             "{kind} without FOR SYSTEM_TIME AS OF is not supported yet: a regular join keeps every \
              row for ever and no time attribute (event time)"
         );
-        let hint = "join a table with a PRIMARY KEY: JOIN t FOR SYSTEM_TIME AS OF l.ts AS t ON …; \
-                    interval joins and window joins are not supported yet";
+        let hint = "join a table with a PRIMARY KEY: JOIN t FOR SYSTEM_TIME AS OF l.ts AS t \
+                    ON …; interval joins and window joins are not supported yet";
         self.errors.push(Diagnostic::new(join.span, message).hint(hint));
         let mut scope = left.scope.clone();
         scope.extend(right.scope.iter().cloned());
@@ -362,7 +362,8 @@ impl Planner<'_> {
     }
 }
 
-/// `left = right` where one side reads only the left relation and the other is a column of the right.
+/// `left = right` where one side reads only the left relation and the other is a column of the
+/// right.
 fn equal_pair(a: &Scalar, b: &Scalar, arity: usize) -> Option<(Scalar, usize)> {
     let mut only_left = true;
     let mut columns = 0;

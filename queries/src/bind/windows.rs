@@ -116,8 +116,8 @@ impl Planner<'_> {
         Err(no_time(column, &relation.name, function, span))
     }
 
-    /// Windows over instants are laid out in the session's zone: in another than UTC, only those that
-    /// do not depend on where the day begins.
+    /// Windows over instants are laid out in the session's zone: in another than UTC, only those
+    /// that do not depend on where the day begins.
     fn require_alignment(&self, column: &ScopeColumn, kind: WindowKind, span: Span) -> Bound<()> {
         let zoned = matches!(column.data_type, DataType::Timestamp(_, Some(_)));
         let zone = self.time_zone();
@@ -134,7 +134,8 @@ impl Planner<'_> {
             return Ok(());
         }
         let message = format!(
-            "windows longer than 15 minutes over a TIMESTAMP_LTZ are only supported in UTC, not in {zone}"
+            "windows longer than 15 minutes over a TIMESTAMP_LTZ are only supported in UTC, \
+             not in {zone}"
         );
         let hint = "set 'table.local-time-zone' to UTC, or use a TIMESTAMP(3) column";
         Err(Diagnostic::new(span, message).hint(hint))

@@ -1,8 +1,8 @@
 //! Numbers: elementary functions, and decimal arithmetic with Flink's result types.
 //!
 //! # Decimals
-//! Computed exactly in 256 bits, rounded half up (away from zero) to the result's scale once; a result
-//! with too many digits is NULL, as in Flink. Division by zero is an error of its row.
+//! Computed exactly in 256 bits, rounded half up (away from zero) to the result's scale once; a
+//! result with too many digits is NULL, as in Flink. Division by zero is an error of its row.
 
 use arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float64Array, Int32Array};
 use arrow::array::{Float32Array, Int64Array};
@@ -207,6 +207,9 @@ fn round_double(value: f64, digits: i32, round: bool) -> f64 {
         Ok(drop) if drop > 0 => drop_digits(number, drop.min(38), round),
         _ => number,
     };
+    if kept == 0 {
+        return 0.0;
+    }
     let rounded: f64 = format!("{kept}e{scale}").parse().unwrap_or(value.abs());
     if value.is_sign_negative() { -rounded } else { rounded }
 }

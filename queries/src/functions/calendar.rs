@@ -1,7 +1,7 @@
 //! The proleptic Gregorian calendar on milliseconds since 1970, and its units.
 //!
-//! Algorithms after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": an era of 400 years
-//! has 146 097 days; years begin in March, so that the leap day comes last.
+//! Algorithms after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": an era of 400
+//! years has 146 097 days; years begin in March, so that the leap day comes last.
 
 /// Milliseconds of a day.
 pub(super) const DAY: i64 = 86_400_000;

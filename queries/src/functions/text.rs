@@ -157,7 +157,7 @@ fn substring(row: &Row<'_>) -> Option<String> {
         return None;
     }
     let end = start.saturating_add(length).clamp(0, all);
-    if start < 0 && row.args.len() <= 2 || start >= all || start < 0 {
+    if start < 0 || start >= all {
         return Some(String::new());
     }
     Some(text.chars().skip(start as usize).take((end - start).max(0) as usize).collect())

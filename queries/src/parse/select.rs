@@ -255,7 +255,8 @@ impl Cursor {
         Ok(From { first, joins })
     }
 
-    /// The words of a join: whether it is a left join, and its name if it is neither inner nor left.
+    /// The words of a join: whether it is a left join, and its name if it is neither inner nor
+    /// left.
     fn join_words(&mut self) -> Option<(bool, Option<String>)> {
         if self.take_word("JOIN") || self.take_words(&["INNER", "JOIN"]) {
             return Some((false, None));
