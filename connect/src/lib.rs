@@ -1,7 +1,7 @@
 //! What sources and sinks share: formats, client options, TLS, retry.
 //!
-//! Nothing here knows a particular connector. [`options`] turns WITH options into typed structs whose
-//! doc comments are the manual.
+//! Nothing here knows a particular connector. [`options`] turns WITH options into typed structs
+//! whose doc comments are the manual.
 
 pub mod json;
 pub mod options;
