@@ -154,3 +154,11 @@ fn a_misspelt_column_is_refused_with_its_place() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("script.sql:15:") && said.contains("did you mean"), "{said}");
 }
+
+#[test]
+fn the_manual_in_docs_is_the_one_that_the_binary_prints() {
+    let printed = String::from_utf8(weir(&["manual"]).stdout).unwrap();
+    let kept =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/options.md"));
+    assert!(kept.unwrap() == printed, "docs/options.md is old: `weir manual > docs/options.md`");
+}
