@@ -117,7 +117,7 @@ fn the_same_bytes_on_one_worker_two_workers_and_two_processes() {
     let late = lines(one, "late").len() as u64;
     assert!(late > 50, "{late} late rows");
     assert_eq!(rows.iter().map(count).sum::<u64>() + late, 18_000);
-    assert_eq!(lines(one, "bad").len(), 9);
+    assert_eq!(lines(one, "bad").len(), 10);
     for (other, flags) in outcomes.iter().zip(ways) {
         assert!(other == one, "{flags:?} gives other bytes");
     }
