@@ -385,8 +385,9 @@ fn offsets_that_are_gone_end_the_job_unless_they_may_be_skipped() {
     ];
     let error = read(&topic.table(&[N], &from_two)).unwrap_err();
     let message = error.message.replace(&topic.name, "T");
-    expect!["the broker does not have offset 2 of partition 0 of `T` any more (table `t`); it has 6 to 10"]
-        .assert_eq(&message);
+    let expected = "the broker does not have offset 2 of partition 0 of `T` any more (table `t`); \
+                    it has 6 to 10";
+    assert_eq!(message, expected);
     assert_eq!(error.remedy, Remedy::Fatal);
     let mut skipping = from_two.to_vec();
     skipping.push(("scan.offset-lost", "skip"));

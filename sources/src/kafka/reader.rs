@@ -402,7 +402,7 @@ impl Reader {
         );
         let low = bounds.map(|(low, _)| low).ok().filter(|low| low.cast_unsigned() > next);
         if let Some(low) = low.filter(|_| topic.skip_lost) {
-            tracing::warn!(topic = %name, partition = number, from = next, to = low, "offsets skipped");
+            tracing::warn!(topic = %name, partition = number, next, low, "offsets skipped");
             partition.flush();
             partition.gathering.skip_to(low.cast_unsigned());
             partition.queue.notice(Some(format!("skipped: {what}")));
