@@ -96,7 +96,7 @@ CREATE TABLE usage_5m (
   readings BIGINT
 ) WITH (
   'connector' = 'filesystem', 'path' = '${OUT}/usage_5m', 'format' = 'parquet',
-  'sink.rolling-policy.rollover-interval' = '30 s'
+  'sink.rolling-policy.rollover-interval' = '15 s'
 );
 
 CREATE TABLE late_readings (
@@ -119,7 +119,7 @@ CREATE TABLE region_1m (
   readings BIGINT
 ) WITH (
   'connector' = 'filesystem', 'path' = '${OUT}/region_1m', 'format' = 'parquet',
-  'sink.rolling-policy.rollover-interval' = '30 s'
+  'sink.rolling-policy.rollover-interval' = '15 s'
 );
 
 -- 3. The literal rule: a reading below half of the meter's own last hour, while it is connected.
@@ -139,7 +139,7 @@ CREATE TABLE literal_flags (
   window_end TIMESTAMP_LTZ(3)
 ) WITH (
   'connector' = 'filesystem', 'path' = '${OUT}/literal_flags', 'format' = 'parquet',
-  'sink.rolling-policy.rollover-interval' = '30 s'
+  'sink.rolling-policy.rollover-interval' = '15 s'
 );
 
 -- 4. The hardened rule. A meter is a suspect when, over the last half hour,
@@ -164,12 +164,13 @@ JOIN usual_hours FOR SYSTEM_TIME AS OF r.ts AS u ON r.meter_id = u.meter_id
 WHERE r.meter_connected
 GROUP BY r.meter_id, HOP(r.ts, INTERVAL '1' MINUTE, INTERVAL '30' MINUTE);
 
--- A window over windows.
+-- A window over windows. Of the very first half hours, those with a few readings only say nothing.
 CREATE VIEW hour_before AS
 SELECT meter_id,
        HOP_END(window_time, INTERVAL '1' MINUTE, INTERVAL '1' HOUR) AS window_end,
        MAX(lowest_kwh) AS highest_low_kwh
 FROM half_hour
+WHERE readings >= 20
 GROUP BY meter_id, HOP(window_time, INTERVAL '1' MINUTE, INTERVAL '1' HOUR);
 
 -- Per interval of 15 s: what the substation delivered, less the cable's losses, less what homes show.
