@@ -1,8 +1,9 @@
-//! `weir demo`: a whole system in one process, from simulated devices to files, and a judge at the end.
+//! `weir demo`: a whole system in one process, from simulated devices to files, and a judge at the
+//! end.
 //!
-//! *smart-grid*: meters of a small town send readings over MQTT to a broker within the process; the SQL in
-//! `scenarios/smart-grid` reads them there like any user's script would; the judge reads the files that it
-//! wrote and compares them with the truth, which Weir never sees.
+//! *smart-grid*: meters of a small town send readings over MQTT to a broker within the process; the
+//! SQL in `scenarios/smart-grid` reads them there like any user's script would; the judge reads the
+//! files that it wrote and compares them with the truth, which Weir never sees.
 
 mod history;
 mod home;
@@ -55,7 +56,8 @@ pub struct DemoArgs {
     /// Which one
     scenario: Scenario,
     /// Meters at homes
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=200_000))]
+    #[arg(long, default_value_t = 2000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(10..=200_000))]
     meters: u32,
     /// Minutes of event time
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=400))]
@@ -69,7 +71,8 @@ pub struct DemoArgs {
     /// Workers (threads)
     #[arg(short, long, default_value_t = 1)]
     workers: usize,
-    /// Folder for data and results; it must not hold anything yet. By default a new one in `weir-demo`
+    /// Folder for data and results; it must not hold anything yet. By default a new one in
+    /// `weir-demo`
     #[arg(long)]
     out: Option<PathBuf>,
     /// Prints the outcome only

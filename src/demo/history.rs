@@ -1,7 +1,8 @@
-//! The long baseline: what each meter used, by hour of the day, on the working days before the demo.
+//! The long baseline: what each meter used, by hour of the day, on the working days before the
+//! demo.
 //!
-//! It is frozen: what happens during the demo, a theft above all, cannot creep into it. From the same
-//! days comes what is lost in the cable of each feeder.
+//! It is frozen: what happens during the demo, a theft above all, cannot creep into it. From the
+//! same days comes what is lost in the cable of each feeder.
 
 use std::thread;
 
@@ -26,8 +27,8 @@ pub(super) struct UsualHour {
 pub(super) struct Past {
     /// By meter, in the feeder's order; empty for a meter that was not there.
     pub(super) usual: Vec<Vec<UsualHour>>,
-    /// What is lost of the kilowatt-hours `d` that a reading says were delivered: `linear · d + square ·
-    /// d²`, for a gauge that is off and a cable that gets warm.
+    /// What is lost of the kilowatt-hours `d` that a reading says were delivered: `linear · d +
+    /// square · d²`, for a gauge that is off and a cable that gets warm.
     pub(super) loss_linear: f64,
     pub(super) loss_square: f64,
 }

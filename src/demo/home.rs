@@ -1,8 +1,9 @@
 //! What a home draws, reading by reading: spiky, as homes are.
 //!
-//! A home is a stand-by load, a fridge that cycles, for some a heater on a thermostat, a daily curve of
-//! lights and screens that flickers, and appliances that start by chance. An honest home is below half of
-//! its own hourly average for a fifth of the time, which is what makes theft hard to tell.
+//! A home is a stand-by load, a fridge that cycles, for some a heater on a thermostat, a daily
+//! curve of lights and screens that flickers, and appliances that start by chance. An honest home
+//! is below half of its own hourly average for a fifth of the time, which is what makes theft hard
+//! to tell.
 
 use super::random::Random;
 
@@ -178,8 +179,8 @@ impl Home {
         self.appliances.iter_mut().for_each(|a| a.until = 0);
     }
 
-    /// The mean draw in watts over the interval that ends at `at`. `presence` is 1 with everybody at
-    /// home as usual, 0 with nobody. To be asked interval by interval.
+    /// The mean draw in watts over the interval that ends at `at`. `presence` is 1 with everybody
+    /// at home as usual, 0 with nobody. To be asked interval by interval.
     pub(super) fn watts(&mut self, at: i64, presence: f64) -> f64 {
         let of_day = (at + self.shift_ms).rem_euclid(DAY_MS);
         let hour = (of_day / HOUR_MS) as usize;

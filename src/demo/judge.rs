@@ -1,9 +1,10 @@
 //! The judge: what the files say about whom, against the truth.
 //!
-//! Suspicions of a meter no further than [`GAP_MS`] apart are one *episode*. An episode is right if one
-//! of its suspicions overlaps with a theft at that meter, else it is a false alarm. A theft is *due* if
-//! at least [`DUE_MS`] of it lie within the demo; recall is the share of the due ones that were found,
-//! delay the event time from the theft's begin to the end of the first window that tells.
+//! Suspicions of a meter no further than [`GAP_MS`] apart are one *episode*. An episode is right
+//! if one of its suspicions overlaps with a theft at that meter, else it is a false alarm. A theft
+//! is *due* if at least [`DUE_MS`] of it lie within the demo; recall is the share of the due ones
+//! that were found, delay the event time from the theft's begin to the end of the first window
+//! that tells.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! A meter gateway: sends the messages of a region over one MQTT connection, at the demo's pace.
 //!
-//! Speaks the few packets of MQTT 3.1.1 that a publisher needs, with QoS 1: what is not acknowledged is
-//! counted as open, and no more than [`OPEN_MAX`] messages are.
+//! Speaks the few packets of MQTT 3.1.1 that a publisher needs, with QoS 1: what is not
+//! acknowledged is counted as open, and no more than [`OPEN_MAX`] messages are.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::net::{SocketAddr, TcpStream};

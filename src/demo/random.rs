@@ -1,8 +1,8 @@
 //! Random numbers that depend on a seed alone: xoshiro256++, seeded by splitmix64.
 //!
-//! Source: Blackman and Vigna, "Scrambled linear pseudorandom number generators" (2021). Nothing here
-//! is fit for secrets. Each meter draws from a stream of its own, so that what one meter does never
-//! depends on how many others there are.
+//! Source: Blackman and Vigna, "Scrambled linear pseudorandom number generators" (2021). Nothing
+//! here is fit for secrets. Each meter draws from a stream of its own, so that what one meter does
+//! never depends on how many others there are.
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! Reference data that lies beside the stream before it begins: customers, feeders, the long baseline.
+//! Reference data that lies beside the stream before it begins: customers, feeders, the long
+//! baseline.
 
 use serde_json::{Value, json};
 use std::fs::File;
@@ -38,8 +39,8 @@ fn lines(path: &Path, rows: impl Iterator<Item = Value>) -> std::io::Result<()> 
     file.flush()
 }
 
-/// A version of each meter's customer, two for those that are cut off on the way; substations too, which
-/// have none.
+/// A version of each meter's customer, two for those that are cut off on the way; substations too,
+/// which have none.
 fn customers(world: &World) -> impl Iterator<Item = Value> {
     let long_ago = world.start - 400 * DAY_MS;
     let homes = world.meters.iter().enumerate().flat_map(move |(number, meter)| {

@@ -1,5 +1,5 @@
-//! What Weir wrote: suspects as JSON lines, flags of the literal rule as Parquet, read back as anybody
-//! would.
+//! What Weir wrote: suspects as JSON lines, flags of the literal rule as Parquet, read back as
+//! anybody would.
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, TimeUnit, TimestampMillisecondType};

@@ -1,8 +1,9 @@
 //! What the meters of a region send, message by message in the order of sending, with all that goes
 //! wrong on the way: disorder, delays, repetitions, nonsense.
 //!
-//! A home's load is constant over the 15 s between two of its readings; a substation is read at the full
-//! interval, so what it delivers is each home's two overlapping loads in their proportion.
+//! A home's load is constant over the 15 s between two of its readings; a substation is read at
+//! the full interval, so what it delivers is each home's two overlapping loads in their
+//! proportion.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,5 +1,5 @@
-//! The grid of the demo: who hangs where, and who is what from when to when. All of it follows from a
-//! seed; the truth that the judge compares with is part of it.
+//! The grid of the demo: who hangs where, and who is what from when to when. All of it follows
+//! from a seed; the truth that the judge compares with is part of it.
 
 use std::ops::Range;
 
@@ -13,7 +13,8 @@ const DAY: i64 = 1_739_232_000_000;
 const START_HOUR: i64 = 17;
 /// Homes on a feeder, on average: a small low-voltage feeder.
 const HOMES_A_FEEDER: usize = 20;
-/// Regions, each with the place of its middle. A region's readings come over a connection of their own.
+/// Regions, each with the place of its middle. A region's readings come over a connection of their
+/// own.
 pub(super) const REGIONS: [(&str, f64, f64); 4] =
     [("north", 54.9, -1.6), ("midlands", 52.6, -1.5), ("east", 52.3, 0.6), ("south", 51.2, -0.9)];
 // Shares of the meters that are not just honest.
@@ -78,7 +79,8 @@ pub(super) struct Feeder {
     pub(super) region: usize,
     /// Numbers of its meters.
     pub(super) meters: Range<usize>,
-    /// Losses in the cable: this share of the load at 10 kW, and in proportion to the load's square.
+    /// Losses in the cable: this share of the load at 10 kW, and in proportion to the load's
+    /// square.
     resistance: f64,
     /// What its meter is off by, as a factor.
     gauge: f64,
