@@ -30,10 +30,10 @@ fn write_readings(folder: &Path) {
             let hour = (at / 3_600_000) % 24;
             let meter = (n * 7919) % 40;
             let kwh = (n % 1013) as f64 / 977.0;
-            let _ = writeln!(
-                text,
-                r#"{{"meter_id":"meter-{meter}","ts":"2026-01-01T{hour:02}:{minute:02}:{second:02}.{millis:03}","kwh":{kwh}}}"#
-            );
+            let ts = format!("2026-01-01T{hour:02}:{minute:02}:{second:02}.{millis:03}");
+            let meter = format!("meter-{meter}");
+            let row = serde_json::json!({ "meter_id": meter, "ts": ts, "kwh": kwh });
+            let _ = writeln!(text, "{row}");
             if n % 1_999 == 1 {
                 text.push_str("{\"meter_id\": \"broken\n");
             }

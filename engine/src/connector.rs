@@ -231,8 +231,8 @@ pub const ENGINE_SOURCE_OPTIONS: [OptionDoc; 7] = [
         key: "dead-letter.table",
         kind: "table name",
         default: Some("none"),
-        doc: "Rows that cannot be decoded go to this table, by column name: payload, source, split, \
-              offset, reason.",
+        doc: "Rows that cannot be decoded go to this table, by column name: payload, source, \
+              split, offset, arrival, reason.",
     },
     OptionDoc {
         key: "versions.keep",

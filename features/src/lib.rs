@@ -1,1 +1,1 @@
-//! No code: see `Cargo.toml` for the features of shared dependencies that this crate holds together.
+//! No code: `Cargo.toml` says which features of shared dependencies this crate holds together.

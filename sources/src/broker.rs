@@ -1,19 +1,19 @@
 //! A small MQTT 3.1.1 broker for `weir demo`: real TCP connections, in this process.
 //!
 //! # Why an own one
-//! A demonstration that shows no losses must not lose: where other brokers drop what a slow subscriber
-//! does not take, this one makes the publishers wait. A message is acknowledged to its publisher once
-//! it is in the queue of every subscriber, and a queue holds [`QUEUE_BYTES_MAX`] at most, so memory is
-//! bounded by the number of subscribers.
+//! A demonstration that shows no losses must not lose: where other brokers drop what a slow
+//! subscriber does not take, this one makes the publishers wait. A message is acknowledged to its
+//! publisher once it is in the queue of every subscriber, and a queue holds [`QUEUE_BYTES_MAX`] at
+//! most, so memory is bounded by the number of subscribers.
 //!
 //! # What it speaks
-//! QoS 0 and 1 both ways, `+` and `#`, persistent sessions (clean session 0) while the broker lives,
-//! takeover of a session by a second connection. Two threads a connection, on loopback.
+//! QoS 0 and 1 both ways, `+` and `#`, persistent sessions (clean session 0) while the broker
+//! lives, takeover of a session by a second connection. Two threads a connection, on loopback.
 //!
 //! # Limits
-//! Nothing on disk; no QoS 2, retained messages, wills, `$share`, passwords or TLS. A persistent session
-//! whose client stays away blocks its publishers once its queue is full. What a client publishes to
-//! itself does not wait.
+//! Nothing on disk; no QoS 2, retained messages, wills, `$share`, passwords or TLS. A persistent
+//! session whose client stays away blocks its publishers once its queue is full. What a client
+//! publishes to itself does not wait.
 
 mod session;
 mod topics;
@@ -227,10 +227,9 @@ fn welcome(
     let kept = sessions.get(&id).filter(|_| !hello.clean_session).cloned();
     let present = kept.is_some();
     let session = kept.unwrap_or_else(|| Arc::new(Session::begin(id.clone())));
-    if let Some(other) = sessions.insert(id, Arc::clone(&session)) {
-        if !Arc::ptr_eq(&other, &session) {
-            other.end();
-        }
+    let before = sessions.insert(id, Arc::clone(&session));
+    if let Some(other) = before.filter(|before| !Arc::ptr_eq(before, &session)) {
+        other.end();
     }
     drop(sessions);
     packet::write_packet(&mut answer, packet::CONNACK, 0, &[u8::from(present), 0]);

@@ -1,33 +1,35 @@
 //! The ingest journal: makes an offset log of an input that cannot be read again.
 //!
-//! A journal is a folder of segments (`record.rs` has their bytes). The writer appends entries, makes
-//! them durable with one fsync for all that came meanwhile, and only then are they acknowledged;
-//! readers follow behind, and see nothing that is not durable.
+//! A journal is a folder of segments (`record.rs` has their bytes). The writer appends entries,
+//! makes them durable with one fsync for all that came meanwhile, and only then are they
+//! acknowledged; readers follow behind, and see nothing that is not durable.
 //!
 //! # Invariant
-//! Every entry whose `sync` has returned is read back, at its offset and unaltered, after a crash at
-//! any moment; or the journal says which file is damaged, and where. Nothing is skipped.
+//! Every entry whose `sync` has returned is read back, at its offset and unaltered, after a crash
+//! at any moment; or the journal says which file is damaged, and where. Nothing is skipped.
 //!
 //! # Argument
-//! - A segment is made, given its header and synced, and its name is synced, before an entry in it is
-//!   acknowledged; and only after all of the segment before it is on disk. So only the last segment
-//!   can be torn, and only behind what was synced.
+//! - A segment is made, given its header and synced, and its name is synced, before an entry in it
+//!   is acknowledged; and only after all of the segment before it is on disk. So only the last
+//!   segment can be torn, and only behind what was synced.
 //! - A *torn tail* and a *corrupt middle* both begin with a record that is not sound. They are told
 //!   apart by a promise that each record carries: `durable`, below which all was on disk before the
-//!   record was written. If a sound record further on promises the bad one, the disk has lost what it
-//!   had: an error. If none does, nobody was told that the bad one is kept: it is cut off, and said so.
-//! - Segments are removed oldest first, each removal on disk before the next, so a crash leaves no gap.
+//!   record was written. If a sound record further on promises the bad one, the disk has lost what
+//!   it had: an error. If none does, nobody was told that the bad one is kept: it is cut off, and
+//!   said so.
+//! - Segments are removed oldest first, each removal on disk before the next, so a crash leaves no
+//!   gap.
 //! - A failed append is cut away again; after a failed fsync nobody knows what is on disk, so the
 //!   journal refuses everything but reading until it is opened anew.
 //!
 //! # Complexity
-//! An entry costs one copy and one checksum; an fsync serves any number. Opening reads the headers and
-//! the last segment. Old segments are checked as they are read.
+//! An entry costs one copy and one checksum; an fsync serves any number. Opening reads the headers
+//! and the last segment. Old segments are checked as they are read.
 //!
 //! # Limits
-//! A disk that loses the very last synced entries, with nothing written after them, looks like a torn
-//! tail; as does one that loses whole segments at the end. One copy: it survives the process and the
-//! machine's power, not its disk.
+//! A disk that loses the very last synced entries, with nothing written after them, looks like a
+//! torn tail; as does one that loses whole segments at the end. One copy: it survives the process
+//! and the machine's power, not its disk.
 
 mod crc;
 mod disk;
@@ -321,8 +323,8 @@ impl Journal {
             .and_then(|()| disk.sync(&name))
             .and_then(|()| disk.sync_names());
         if let Err(e) = made {
-            // Nothing is in it yet: without it the journal is as it was. A failed removal shows when
-            // the name is taken at the next attempt.
+            // Nothing is in it yet: without it the journal is as it was. A failed removal shows
+            // when the name is taken at the next attempt.
             drop(disk.remove(&name));
             return Err(failed("begin", &name, e));
         }
@@ -369,8 +371,8 @@ impl Drop for Journal {
     }
 }
 
-/// Waits until the journal's durable end is above `offset`, it is closed, or the time is over; gives
-/// the durable end.
+/// Waits until the journal's durable end is above `offset`, it is closed, or the time is over;
+/// gives the durable end.
 pub(crate) fn wait_beyond(shared: &Shared, offset: u64, time: Duration) -> u64 {
     let waited =
         shared.grown.wait_timeout_while(shared.durable(), time, |d| d.end <= offset && !d.closed);

@@ -1,19 +1,20 @@
 //! The `mqtt` source: MQTT 3.1.1 and 5, through the ingest journal.
 //!
-//! A *slot* is a connection with a persistent session, a journal and a split: one per topic filter, or
-//! several of a shared subscription. Each has two threads. `receiver.rs` takes messages off the
-//! broker, journals them and acknowledges what is on disk; `feeder.rs` follows the journal and makes
-//! rows. So the broker never waits for the dataflow, and what waits does so on disk.
+//! A *slot* is a connection with a persistent session, a journal and a split: one per topic filter,
+//! or several of a shared subscription. Each has two threads. `receiver.rs` takes messages off the
+//! broker, journals them and acknowledges what is on disk; `feeder.rs` follows the journal and
+//! makes rows. So the broker never waits for the dataflow, and what waits does so on disk.
 //!
 //! # What is promised
-//! With QoS 1 every message that the broker saw acknowledged is in the journal, and every message in
-//! the journal becomes a row, or a bad row. After a restart the journal is read from its beginning:
-//! nothing acknowledged is lost, rows may come twice. It survives the process, not the disk.
+//! With QoS 1 every message that the broker saw acknowledged is in the journal, and every message
+//! in the journal becomes a row, or a bad row. After a restart the journal is read from its
+//! beginning: nothing acknowledged is lost, rows may come twice. It survives the process, not the
+//! disk.
 //!
 //! # Limits
 //! Until checkpoints say what is no longer needed, a journal only grows, up to `journal.bytes-max`;
-//! then receiving stops, and says so. Order is that of one connection. A broker that drops what waits
-//! too long, or forgets a session, loses it; a forgotten session is reported.
+//! then receiving stops, and says so. Order is that of one connection. A broker that drops what
+//! waits too long, or forgets a session, loses it; a forgotten session is reported.
 
 mod connection;
 mod feeder;

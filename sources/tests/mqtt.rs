@@ -20,7 +20,8 @@ use weir_sources::journal::{Disk, Folder, Journal, SEGMENT_BYTES};
 /// A source that is open, and its queues.
 struct Open {
     queues: Vec<Arc<SplitQueue>>,
-    handle: Option<Box<dyn SourceHandle>>,
+    /// Ends the threads when dropped.
+    _handle: Box<dyn SourceHandle>,
 }
 
 impl Open {
@@ -33,8 +34,8 @@ impl Open {
         let splits = source.splits().unwrap();
         let queues: Vec<_> =
             splits.into_iter().map(|split| SplitQueue::bounded(split, bytes)).collect();
-        let handle = Some(source.open(queues.clone()).unwrap());
-        Open { queues, handle }
+        let handle = source.open(queues.clone()).unwrap();
+        Open { queues, _handle: handle }
     }
 
     /// Waits until all slots are connected, subscribed and quiet.
@@ -195,7 +196,7 @@ fn receiving_never_waits_for_the_dataflow() {
         lag as usize + open.queues[0].rows_waiting() >= 49_000
     });
     assert!(open.queues[0].rows_waiting() <= 8_192, "one chunk beyond the limit at most");
-    assert_eq!(open.queues[0].is_quiet().0, false);
+    assert!(!open.queues[0].is_quiet().0);
     assert!(open.numbers(50_000).into_iter().eq(0..50_000));
 }
 
@@ -322,8 +323,8 @@ fn messages_per_second() {
 
 const CHILD: &str = "WEIR_TEST_MQTT_CHILD";
 
-/// In the process that `killed_at_any_moment_…` kills: receives until then. Alone it only shows that
-/// no such process is wanted.
+/// In the process that `killed_at_any_moment_…` kills: receives until then. Alone it only shows
+/// that no such process is wanted.
 #[test]
 fn receives_until_it_is_killed() {
     let Ok(what) = std::env::var(CHILD) else {

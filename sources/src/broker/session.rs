@@ -1,9 +1,9 @@
 //! A client's session: what it has subscribed to, and what it still has to get.
 //!
 //! # Invariant
-//! A message is in `queue` or in `unacknowledged` from its delivery until it has been written (QoS 0)
-//! or acknowledged (QoS 1). Its bytes count in `bytes` for as long, and a publisher adds to the queue
-//! only while that is below the limit.
+//! A message is in `queue` or in `unacknowledged` from its delivery until it has been written (QoS
+//! 0) or acknowledged (QoS 1). Its bytes count in `bytes` for as long, and a publisher adds to the
+//! queue only while that is below the limit.
 
 use std::collections::VecDeque;
 use std::io::Write;

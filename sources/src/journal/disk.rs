@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A flat folder of files that grow at their ends.
 ///
-/// What was appended is only sure to survive a crash of the machine once [`Disk::sync`] has returned;
-/// that a file exists, or no longer does, only once [`Disk::sync_names`] has.
+/// What was appended is only sure to survive a crash of the machine once [`Disk::sync`] has
+/// returned; that a file exists, or no longer does, only once [`Disk::sync_names`] has.
 pub trait Disk: Send + Sync {
     /// All files with their sizes in bytes, in the order of their names.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
@@ -66,7 +66,8 @@ impl Folder {
         let file = OpenOptions::new().read(true).append(true).open(self.path.join(name))?;
         let file = Arc::new(file);
         files.insert(name.to_owned(), Arc::clone(&file));
-        // Readers pass through many old segments; what they leave behind is closed, the newest kept.
+        // Readers pass through many old segments; what they leave behind is closed, the newest
+        // kept.
         while files.len() > 8 {
             files.pop_first();
         }

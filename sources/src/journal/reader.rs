@@ -76,7 +76,8 @@ impl Cursor {
         record::view(head, &self.buffer[self.last..])
     }
 
-    /// Sees to it that `bytes` bytes from the position are in the buffer; false where the file ends.
+    /// Sees to it that `bytes` bytes from the position are in the buffer; false where the file
+    /// ends.
     fn ensure(&mut self, bytes: usize) -> Result<bool, JournalError> {
         let have = self.buffer.len() - self.start;
         if have >= bytes {
@@ -135,8 +136,8 @@ impl Reader {
         durable.closed && durable.end <= self.next
     }
 
-    /// Waits until a record can be read, the journal is closed, or the time is over; says whether one
-    /// can be read.
+    /// Waits until a record can be read, the journal is closed, or the time is over; says whether
+    /// one can be read.
     pub fn wait(&self, time: Duration) -> bool {
         wait_beyond(&self.shared, self.next, time) > self.next
     }

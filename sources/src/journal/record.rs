@@ -157,7 +157,8 @@ pub(crate) fn write_record(out: &mut Vec<u8>, offset: u64, durable: u64, entry: 
     out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Reads the head of a record from at least [`RECORD_HEAD_BYTES`] bytes; the error says what is wrong.
+/// Reads the head of a record from at least [`RECORD_HEAD_BYTES`] bytes; the error says what is
+/// wrong.
 pub(crate) fn read_head(bytes: &[u8]) -> Result<Head, &'static str> {
     if bytes[..4] != MARKER {
         return Err("no record begins here");

@@ -1,8 +1,8 @@
 //! A disk in memory that loses power: what was not synced is forgotten, in part or whole.
 //!
-//! On a crash, every 16-byte block appended since the last sync is kept, zeroed or cut off at the whim
-//! of the seed, and every name made or removed since the last `sync_names` is there or not. That is
-//! worse than any real disk, and as bad as the contract of [`Disk`] allows.
+//! On a crash, every 16-byte block appended since the last sync is kept, zeroed or cut off at the
+//! whim of the seed, and every name made or removed since the last `sync_names` is there or not.
+//! That is worse than any real disk, and as bad as the contract of [`Disk`] allows.
 
 use std::collections::BTreeMap;
 use std::io;

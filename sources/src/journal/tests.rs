@@ -133,10 +133,9 @@ fn another_label_or_version_is_refused() {
         .assert_eq(&error);
     disk.damage("00000000000000000000.journal", 8);
     let error = open(&disk, SEGMENT_BYTES).err().unwrap().to_string();
-    expect![[
-        "journal file 00000000000000000000.journal has format version 254, this build reads version 1"
-    ]]
-    .assert_eq(&error);
+    let (file, found) = error.split_once(" has ").unwrap();
+    assert_eq!(file, "journal file 00000000000000000000.journal");
+    assert_eq!(found, "format version 254, this build reads version 1");
 }
 
 /// Three batches of two records in one segment, and a second segment with one record.
@@ -190,8 +189,8 @@ fn a_missing_segment_is_reported() {
     drop(journal);
     disk.remove("00000000000000000002.journal").unwrap();
     let error = read_all(&open(&disk, 100).unwrap()).unwrap_err().to_string();
-    expect![[r#"journal file 00000000000000000001.journal is damaged at byte 102: it ends before offset 2, and 3 is next"#]]
-        .assert_eq(&error);
+    assert!(error.contains("00000000000000000001.journal is damaged at byte 102"), "{error}");
+    assert!(error.ends_with("it ends before offset 2, and 3 is next"), "{error}");
 }
 
 #[derive(Clone, Debug)]

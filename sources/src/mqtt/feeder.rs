@@ -1,7 +1,8 @@
 //! The feeding thread of a slot: journal to rows to queue.
 //!
-//! It follows the journal from its beginning: first what an earlier run left there, then what comes.
-//! What waits for the dataflow waits on disk, so memory stays what the queue and one chunk hold.
+//! It follows the journal from its beginning: first what an earlier run left there, then what
+//! comes. What waits for the dataflow waits on disk, so memory stays what the queue and one chunk
+//! hold.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

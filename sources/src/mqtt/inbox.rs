@@ -1,13 +1,15 @@
 //! From messages to journal entries to acknowledgements.
 //!
 //! # Invariant
-//! The acknowledgement of a message leaves [`Batch::commit`] only after the fsync that made its entry
-//! durable has returned; and it is sent on the connection that the message came from, or never.
+//! The acknowledgement of a message leaves [`Batch::commit`] only after the fsync that made its
+//! entry durable has returned; and it is sent on the connection that the message came from, or
+//! never.
 //!
 //! # Argument
-//! Acknowledgements are made by nothing but `commit`, after `Journal::sync`. They live in a [`Batch`],
-//! which a connection owns: when it breaks they go with it, and the broker sends those messages again
-//! under packet ids of the next connection. So no id is used on a connection that did not give it out.
+//! Acknowledgements are made by nothing but `commit`, after `Journal::sync`. They live in a
+//! [`Batch`], which a connection owns: when it breaks they go with it, and the broker sends those
+//! messages again under packet ids of the next connection. So no id is used on a connection that
+//! did not give it out.
 
 use super::packet::{self, Publish};
 use crate::journal::{Entry, Journal, JournalError, Kind};

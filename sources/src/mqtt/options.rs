@@ -53,13 +53,15 @@ weir_connect::options! {
     pub struct MqttOptions {
         /// The broker: `mqtt://host:1883`, or `mqtts://host:8883` with TLS.
         pub url: String = "url", required "mqtt://127.0.0.1:1883";
-        /// Topic filters, separated by `;`. Each is a slot: a connection, a journal and a split of its own. A message that fits two filters comes twice.
+        /// Topic filters, separated by `;`. Each is a slot: a connection, a journal and a
+        /// split of its own. A message that fits two filters comes twice.
         pub topic: Vec<String> = "topic", required "grid/#";
         /// How many slots share a subscription; only for filters that begin with `$share/<group>/`.
         pub slots: u32 = "slots", default "1";
         /// Version of the protocol.
         pub version: Version = "mqtt.version", default "3.1.1";
-        /// With 1, a message is acknowledged once the journal has it on disk. With 0, what is under way when something fails is lost.
+        /// With 1, a message is acknowledged once the journal has it on disk. With 0,
+        /// what is under way when something fails is lost.
         pub qos: Qos = "qos", default "1";
         /// User name.
         pub username: Option<String> = "username", optional;
@@ -71,13 +73,16 @@ weir_connect::options! {
         pub tls_cert: Option<String> = "tls.cert", optional;
         /// PEM file of the client's private key.
         pub tls_key: Option<String> = "tls.key", optional;
-        /// What client ids begin with; the slot's number follows. Without it, a name made once and kept beside the journal.
+        /// What client ids begin with; the slot's number follows. Without it, a name made
+        /// once and kept beside the journal.
         pub client_id: Option<String> = "client-id", optional;
         /// After this time without a packet the connection is probed.
         pub keep_alive: Duration = "keep-alive", default "30 s";
-        /// MQTT 5: how long the broker keeps what comes while Weir is away. With 3.1.1 the broker decides.
+        /// MQTT 5: how long the broker keeps what comes while Weir is away. With 3.1.1
+        /// the broker decides.
         pub session_expiry: Duration = "session.expiry", default "7 d";
-        /// Folder of the ingest journal, one folder a slot in it; `weir-journal/<table>` by default.
+        /// Folder of the ingest journal, one folder a slot in it; `weir-journal/<table>`
+        /// by default.
         pub journal_path: Option<String> = "journal.path", optional;
         /// Size at which a slot's journal stops receiving; from 80 % on there is a warning.
         pub journal_bytes_max: Size = "journal.bytes-max", default "10 GB";
@@ -90,7 +95,8 @@ weir_connect::options! {
             "json.timestamp-format.standard", default "SQL";
         /// Whether a message that lacks a column is a bad row.
         pub fail_on_missing: bool = "json.fail-on-missing-field", default "false";
-        /// Accepted because Flink has it. Either way a message that is no row is counted, and goes to the dead-letter table if there is one.
+        /// Accepted because Flink has it. Either way a message that is no row is counted,
+        /// and goes to the dead-letter table if there is one.
         pub ignore_parse_errors: bool = "json.ignore-parse-errors", default "false";
     }
 }
@@ -214,7 +220,7 @@ fn slots(table: &TableSpec, options: &MqttOptions) -> Result<Vec<String>, Vec<Op
         errors.push(bad_value(table, "slots", "must be from 1 to 1000"));
     } else if options.slots > 1 && !options.topic.iter().any(|filter| shared(filter)) {
         let hint = "write for example 'topic' = '$share/weir/grid/#'".to_owned();
-        let what = "above 1 needs a topic filter that begins with $share/<group>/";
+        let what = "above 1 needs a filter that begins with $share/<group>/";
         errors.push(OptionError { hint: Some(hint), ..bad_value(table, "slots", what) });
     }
     let mut slots: Vec<String> = Vec::new();
@@ -247,7 +253,7 @@ fn filter_fault(filter: &str) -> Option<&'static str> {
     let last = levels.next().unwrap_or_default();
     let wild = |level: &str| level.len() > 1 && level.contains(['+', '#']);
     if wild(last) || levels.any(|level| wild(level) || level == "#") {
-        return Some("where + and # must fill a level, and # must be the last one");
+        return Some("where # must be last, and + and # a level");
     }
     None
 }
@@ -308,8 +314,8 @@ mod tests {
             &[("url", "tcp://b"), ("topic", "a/#/b;x;x"), ("slots", "3"), ("password", "hush")],
             expect![[r#"
                 'url' of table `readings` must begin with mqtt:// or mqtts://, not tcp://
-                'slots' of table `readings` above 1 needs a topic filter that begins with $share/<group>/
-                'topic' of table `readings` holds 'a/#/b', where + and # must fill a level, and # must be the last one
+                'slots' of table `readings` above 1 needs a filter that begins with $share/<group>/
+                'topic' of table `readings` holds 'a/#/b', where # must be last, and + and # a level
                 'topic' of table `readings` holds 'x' twice
                 'password' of table `readings` needs a 'username' beside it"#]],
         );

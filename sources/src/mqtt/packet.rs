@@ -297,8 +297,11 @@ pub(crate) fn read_connect(body: &[u8]) -> Result<Hello, Malformed> {
     Ok(Hello { level, client_id, clean_session, keep_alive_s })
 }
 
-/// Packet id and (topic filter, QoS) of a SUBSCRIBE (3.1.1).
-pub(crate) fn read_subscribe(body: &[u8]) -> Result<(u16, Vec<(&str, u8)>), Malformed> {
+/// Topic filters, each with the QoS asked for.
+type Filters<'a> = Vec<(&'a str, u8)>;
+
+/// Packet id and filters of a SUBSCRIBE (3.1.1).
+pub(crate) fn read_subscribe(body: &[u8]) -> Result<(u16, Filters<'_>), Malformed> {
     let mut fields = Fields(body);
     let packet_id = fields.u16()?;
     let mut filters = Vec::new();
@@ -477,6 +480,6 @@ mod tests {
         let ack = read_connack(&body).unwrap();
         assert_eq!((ack.code, ack.keep_alive), (0x87, Some(20)));
         assert_eq!(ack.reason.as_deref(), Some("no!"));
-        assert_eq!(read_connack(&[1, 0]).unwrap().session_present, true);
+        assert!(read_connack(&[1, 0]).unwrap().session_present);
     }
 }

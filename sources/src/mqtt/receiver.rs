@@ -1,12 +1,12 @@
 //! The receiving thread of a slot: broker to journal, and nothing else.
 //!
-//! It never waits for the dataflow, because brokers drop what waits too long; it stops receiving only
-//! when the journal has reached its limit. All that a read brings shares one fsync, and the next read
-//! follows at once, so a faster stream makes larger groups.
+//! It never waits for the dataflow, because brokers drop what waits too long; it stops receiving
+//! only when the journal has reached its limit. All that a read brings shares one fsync, and the
+//! next read follows at once, so a faster stream makes larger groups.
 //!
 //! # Sessions
-//! The client id is stable, and the session outlives the connection: what comes meanwhile is kept by
-//! the broker. A file beside the journal remembers the id and what was subscribed. If the broker
+//! The client id is stable, and the session outlives the connection: what comes meanwhile is kept
+//! by the broker. A file beside the journal remembers the id and what was subscribed. If the broker
 //! knows no session where there was one, it has forgotten what came meanwhile: that is said.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -148,7 +148,8 @@ impl Receiver {
             }
             let now = Instant::now();
             match retrying.failed(error, now) {
-                // Connections that break as soon as they are made must not follow each other closely.
+                // Connections that break as soon as they are made must not follow each other
+                // closely.
                 Ok(wait) => self.rest(wait.max(BREAK_TIME.saturating_sub(now - begun))),
                 Err(error) => {
                     queue.fail(error);

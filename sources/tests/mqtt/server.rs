@@ -126,7 +126,8 @@ impl Publisher {
         publisher
     }
 
-    /// Sends a message, and keeps no more than 500 of them unacknowledged.
+    /// Sends a message, and keeps no more than 20 000 of them unacknowledged: brokers
+    /// hold small answers back (Nagle), so a publisher that stops for each few waits 40 ms a time.
     pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], qos: u8) {
         let mut left = 2 + topic.len() + payload.len() + if qos > 0 { 2 } else { 0 };
         self.buffer.push(0x30 | qos << 1);
@@ -143,9 +144,9 @@ impl Publisher {
             self.unacknowledged += 1;
         }
         self.buffer.extend_from_slice(payload);
-        if self.buffer.len() > 1 << 16 || self.unacknowledged >= 500 {
+        if self.buffer.len() > 1 << 16 || self.unacknowledged >= 20_000 {
             self.flush();
-            while self.unacknowledged >= 250 {
+            while self.unacknowledged >= 20_000 {
                 self.hear();
             }
         }
