@@ -190,7 +190,8 @@ pub(super) fn clock(at: i64) -> String {
 fn shown(suspect: &Suspect) -> String {
     let watts = |kwh: f64| kwh * 240_000.0;
     format!(
-        "suspect {} {}: ratio {:.2} ({:.0} W, never below {:.0} W at this hour), {} readings too low, \
+        "suspect {} {}: ratio {:.2} ({:.0} W, never below {:.0} W at this hour), \
+         {} readings too low, \
          {:.0} W of {:.0} W on average, {} misses {:.0} W, {}",
         suspect.meter_id,
         suspect.window_end.get(11..16).unwrap_or_default(),

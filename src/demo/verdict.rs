@@ -68,7 +68,8 @@ impl Outcome<'_> {
         let bad = results::lines(&self.folder.join("bad_readings"))?;
         let _ = writeln!(
             text,
-            "  of {} messages sent, {} came twice; {} rows were late (truth: {}), {} were bad (truth: {})",
+            "  of {} messages sent, {} came twice; {} rows were late (truth: {}), \
+             {} were bad (truth: {})",
             grouped(self.sent.messages),
             grouped(self.sent.twice),
             grouped(late),
