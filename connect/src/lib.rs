@@ -1,6 +1,6 @@
 //! What sources and sinks share: formats, client options, TLS, retry.
 //!
-//! Nothing here knows a particular connector. [`options`] turns WITH options into typed structs
+//! Nothing here knows a particular connector. [`mod@options`] turns WITH options into typed structs
 //! whose doc comments are the manual.
 
 pub mod json;

@@ -331,11 +331,11 @@ crate::options! {
     }
 }
 
-/// Declares the options of a connector; see the [module](crate::options) for an example.
+/// Declares the options of a connector; see the [module](mod@crate::options) for an example.
 ///
 /// Fields read `pub name: Type = "key", how;` where *how* is `required "example"`, `default
 /// "text"`, `optional` (the type is an `Option`) or `prefix` (the key ends in `*`, the type is
-/// [`Prefixed`](crate::options::Prefixed)). Made are the struct, `docs()` and
+/// [`Prefixed`]). Made are the struct, `docs()` and
 /// `read(table, also)`: `also` are the options of the connector's other half, which pass unread.
 #[macro_export]
 macro_rules! options {
@@ -393,7 +393,7 @@ macro_rules! options {
     (@read $reader:ident $key:literal, prefix) => { $reader.prefixed($key) };
 }
 
-/// Declares an enum of the values that an option may have; see the [module](crate::options).
+/// Declares an enum of the values that an option may have; see the [module](mod@crate::options).
 #[macro_export]
 macro_rules! choices {
     (

@@ -1,8 +1,8 @@
 //! What a table is to a connector, and how connectors say what they cannot do.
 //!
 //! The SQL front end makes a [`TableSpec`] of CREATE TABLE; the composition root finds the
-//! connector by name and asks it for a [`Source`](crate::source::Source) or a
-//! [`Sink`](crate::sink::Sink). Complaints about options come back as [`OptionError`]s, which the
+//! connector by name and asks it for a [`Source`] or a
+//! [`Sink`]. Complaints about options come back as [`OptionError`]s, which the
 //! front end turns into messages with a place in the script.
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};

@@ -194,7 +194,7 @@ pub(crate) enum ExprKind {
         expr: Box<Expr>,
         negated: bool,
     },
-    /// IS [NOT] TRUE | FALSE.
+    /// IS \[NOT\] TRUE | FALSE.
     IsTruth {
         expr: Box<Expr>,
         truth: bool,

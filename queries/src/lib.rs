@@ -3,7 +3,7 @@
 //! [`plan_script`] reads a script: `tokens` and `parse` make statements of it, `bind` gives names
 //! and types their meaning and makes a [`plan::JobPlan`] of every INSERT, `prune` drops the columns
 //! that nobody reads. The plan is Weir's own, serialisable and versioned: it is planned once and
-//! shipped. [`build`] makes the engine's graph of it on every worker; `compile` turns its
+//! shipped. [`build()`] makes the engine's graph of it on every worker; `compile` turns its
 //! expressions into DataFusion's physical expressions, `functions` are Flink's where DataFusion's
 //! mean something else.
 //!
