@@ -31,7 +31,8 @@ fn all(quick: bool) -> Result<Tally> {
         }
         return Ok(tally);
     }
-    let weir = binary()?;
+    // The workspace's tests start it, so cargo has just built it, with the same features.
+    let weir = places::weir(None)?;
     tally.add(outside::errors(&weir, "", false)?);
     tally.add(outside::conformance(&weir, "", false)?);
     if quick {
@@ -40,14 +41,6 @@ fn all(quick: bool) -> Result<Tally> {
         tally.add(truth::ci(&weir, &services)?);
     }
     Ok(tally)
-}
-
-/// Builds the binary under test, in the profile of the tests.
-fn binary() -> Result<std::path::PathBuf> {
-    process::run(
-        Command::new("cargo").args(["build", "--bin", "weir"]).current_dir(places::root()),
-    )?;
-    places::weir(None)
 }
 
 /// `cargo test --workspace`, with its output passed through and its results counted.
