@@ -182,6 +182,10 @@ impl Receiver {
         self.queue.connected(true);
         self.say(&notices);
         let mut batch = Batch::default();
+        // What the broker kept for the session may have come with its answer to CONNECT.
+        if let Err(e) = self.digest(&mut connection, &mut batch, &mut notices) {
+            return End::Lost(e);
+        }
         loop {
             if self.stopped() {
                 connection.close();

@@ -126,8 +126,8 @@ impl Publisher {
         publisher
     }
 
-    /// Sends a message, and keeps no more than 20 000 of them unacknowledged: brokers
-    /// hold small answers back (Nagle), so a publisher that stops for each few waits 40 ms a time.
+    /// Sends a message, and keeps no more than 20 000 of them unacknowledged: a
+    /// publisher that stops for every few waits for answers that brokers hold back (Nagle).
     pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], qos: u8) {
         let mut left = 2 + topic.len() + payload.len() + if qos > 0 { 2 } else { 0 };
         self.buffer.push(0x30 | qos << 1);
