@@ -102,6 +102,14 @@ fn missing(kinds: &[Kind]) -> Vec<&'static str> {
     if !Path::new("/usr/include/openssl/ssl.h").exists() {
         packages.push("libssl-dev");
     }
+    if !Path::new("/usr/include/zlib.h").exists() {
+        packages.push("zlib1g-dev");
+    }
+    // librdkafka's build looks for curl's headers, whether or not it is used.
+    let curl = ["/usr/include/curl/curl.h", "/usr/include/x86_64-linux-gnu/curl/curl.h"];
+    if !curl.iter().any(|header| Path::new(header).exists()) {
+        packages.push("libcurl4-openssl-dev");
+    }
     let venv = process::capture(Command::new("python3").args(["-c", "import ensurepip"]));
     if !venv.is_ok_and(|venv| venv.status.success()) {
         packages.push("python3-venv");
