@@ -1,7 +1,5 @@
 //! `cargo xtask ci`: what must hold before anything lands, the cheap first.
 
-use std::process::Command;
-
 use anyhow::Result;
 
 use crate::args::Args;
@@ -22,7 +20,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
 
 fn cargo(words: &[&str], env: &[(&str, &str)]) -> Result<()> {
     println!("cargo {}", words.join(" "));
-    let mut cargo = Command::new("cargo");
+    let mut cargo = process::cargo();
     cargo.args(words).envs(env.iter().copied()).current_dir(places::root());
     process::run(&mut cargo)
 }

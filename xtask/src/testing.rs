@@ -66,7 +66,7 @@ fn workspace(services: &Services) -> Result<Tally> {
 }
 
 fn cargo_test(root: &Path) -> Command {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = process::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]).current_dir(root);
     cargo
 }

@@ -54,7 +54,7 @@ fn all() -> Result<Vec<Finding>> {
             found.extend(manners::check(&manners::File::new(&path, &text)));
         }
     }
-    let mut cargo = Command::new("cargo");
+    let mut cargo = process::cargo();
     cargo.args(["metadata", "--format-version", "1", "--filter-platform"]);
     cargo.arg("x86_64-unknown-linux-gnu").current_dir(places::root());
     found.extend(arrows::check(&arrows::Metadata::parse(&process::quietly(&mut cargo)?)?));
