@@ -41,6 +41,8 @@ pub struct OperatorReport {
 pub struct SinkReport {
     /// Rows accepted.
     pub accepted: u64,
+    /// Rows that the sources had given when the first row was accepted; absent if none was.
+    pub first_after: Option<u64>,
     /// Rows committed.
     pub rows: u64,
     /// Files or transactions.
@@ -90,6 +92,7 @@ impl JobReport {
             let digest = *c.digest.lock().unwrap_or_else(PoisonError::into_inner);
             let report = SinkReport {
                 accepted: get(&c.accepted),
+                first_after: c.first_after.get().copied(),
                 rows: get(&c.report.rows),
                 commits: get(&c.report.commits),
                 bytes: get(&c.report.bytes),
@@ -124,6 +127,9 @@ impl JobReport {
         }
         for (mine, theirs) in self.sinks.iter_mut().zip(&other.sinks) {
             mine.1.accepted += theirs.1.accepted;
+            // Processes count their own sources: the sum is an upper bound.
+            let sum = mine.1.first_after.zip(theirs.1.first_after).map(|(a, b)| a + b);
+            mine.1.first_after = sum.or(mine.1.first_after).or(theirs.1.first_after);
             mine.1.rows += theirs.1.rows;
             mine.1.commits += theirs.1.commits;
             mine.1.bytes += theirs.1.bytes;

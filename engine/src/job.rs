@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::clock::ClockRef;
 use crate::connector::ConnectorError;
@@ -100,6 +100,8 @@ pub struct SinkCounters {
     pub report: Arc<SinkReport>,
     /// Rows accepted.
     pub accepted: AtomicU64,
+    /// Rows that this process's sources had given when the first row was accepted.
+    pub first_after: OnceLock<u64>,
     /// Σ hash(row) · diff mod 2¹²⁸, if asked for.
     pub digest: Mutex<u128>,
 }
@@ -217,6 +219,11 @@ impl JobControl {
     /// What a person should know now, by table or split.
     pub fn notices(&self) -> Vec<(String, String)> {
         lock(&self.notices).clone().into_iter().collect()
+    }
+
+    /// Good rows that all sources have given so far.
+    pub(crate) fn rows_given(&self) -> u64 {
+        lock(&self.sources).values().map(|source| source.rows.load(Ordering::Relaxed)).sum()
     }
 
     pub(crate) fn source(&self, place: usize, table: &str) -> Arc<SourceCounters> {

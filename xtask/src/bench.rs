@@ -37,6 +37,8 @@ struct Bench {
     against: Against,
     ratio_max: f64,
     peak_mb_max: Option<f64>,
+    /// The share of the rows after which the sink must have its first one.
+    first_share_max: Option<f64>,
 }
 
 const BENCHES: [Bench; 6] = [
@@ -47,6 +49,7 @@ const BENCHES: [Bench; 6] = [
         against: Against::DuckDb { form: "pq" },
         ratio_max: 1.0,
         peak_mb_max: Some(600.0),
+        first_share_max: Some(0.06),
     },
     Bench {
         name: "w1j",
@@ -55,6 +58,7 @@ const BENCHES: [Bench; 6] = [
         against: Against::DuckDb { form: "json" },
         ratio_max: 0.8,
         peak_mb_max: None,
+        first_share_max: None,
     },
     Bench {
         name: "w3",
@@ -63,6 +67,7 @@ const BENCHES: [Bench; 6] = [
         against: Against::DuckDb { form: "pq" },
         ratio_max: 1.2,
         peak_mb_max: None,
+        first_share_max: None,
     },
     Bench {
         name: "w4",
@@ -71,6 +76,7 @@ const BENCHES: [Bench; 6] = [
         against: Against::DuckDb { form: "pq" },
         ratio_max: 1.2,
         peak_mb_max: None,
+        first_share_max: None,
     },
     Bench {
         name: "hop",
@@ -79,6 +85,7 @@ const BENCHES: [Bench; 6] = [
         against: Against::Script("tumble"),
         ratio_max: 3.0,
         peak_mb_max: None,
+        first_share_max: None,
     },
     Bench {
         name: "cores",
@@ -87,6 +94,7 @@ const BENCHES: [Bench; 6] = [
         against: Against::OneCore,
         ratio_max: 0.65,
         peak_mb_max: None,
+        first_share_max: None,
     },
 ];
 
@@ -176,10 +184,16 @@ fn measure(asked: &Asked, bench: &Bench) -> Result<bool> {
     let (a, b) = (median(&ours), median(&theirs));
     let ratio = a.wall_s / b.wall_s;
     let peak_mb = a.peak_bytes as f64 / MB;
+    let first_share = first_share(&out.path().join(format!("{}-0.report", bench.name)))?;
     let good = agreed
         && ratio <= bench.ratio_max
+        && bench.first_share_max.is_none_or(|limit| first_share < limit)
         && bench.peak_mb_max.is_none_or(|limit| peak_mb <= limit);
     let limit = bench.peak_mb_max.map_or(String::new(), |mb| format!(", peak at most {mb} MB"));
+    if let Some(limit) = bench.first_share_max {
+        let (share, limit) = (100.0 * first_share, 100.0 * limit);
+        println!("{:6} first row accepted after {share:.2} % of the rows, at most {limit} %", "");
+    }
     println!(
         "{:6} weir {:.2} s, {peak_mb:.0} MB, cpu {:.2} s; other {:.2} s, {:.0} MB",
         bench.name,
@@ -211,11 +225,22 @@ fn weir(asked: &Asked, script: &str, out: &Path, args: &[&str], before: &[&str])
         None => Command::new(&asked.weir),
     };
     let log = fs::File::create(out.with_extension("log"))?;
-    command.arg("run").args(args).arg(&path).stdout(log.try_clone()?).stderr(log);
+    command.arg("run").args(args).arg("--report").arg(out.with_extension("report"));
+    command.arg(&path).stdout(log.try_clone()?).stderr(log);
     process::measure(&mut command).with_context(|| {
         let said = fs::read_to_string(out.with_extension("log")).unwrap_or_default();
         said.lines().take(20).collect::<Vec<_>>().join("\n")
     })
+}
+
+/// The share of all rows that had been read when the sink accepted its first one.
+fn first_share(report: &Path) -> Result<f64> {
+    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(report)?)?;
+    let jobs = report.as_array().cloned().unwrap_or_else(|| vec![report]);
+    let job = jobs.first().context("a report without a job")?;
+    let figure = |list: &str, name: &str| job[list][0][1][name].as_f64();
+    let rows = figure("sources", "rows").context("a report without rows")?;
+    Ok(figure("sinks", "first_after").map_or(1.0, |after| after / rows))
 }
 
 /// One whole run of the reference, and its check sum.

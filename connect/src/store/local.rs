@@ -9,7 +9,6 @@ use bytes::Bytes;
 use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use weir_engine::connector::ConnectorError;
@@ -233,7 +232,20 @@ impl Drop for Staged {
 
 /// Bytes `range` of an open file.
 pub(super) fn read_at(file: &File, range: Range<u64>, name: &str) -> Result<Bytes, ConnectorError> {
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut bytes, range.start).map_err(|e| of_disk(&e, "read", name))?;
+    let length = (range.end - range.start) as usize;
+    // Not zeroed before: pages that the system has to clear cost more than the reading itself.
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = range.start + bytes.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => {
+                let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                return Err(of_disk(&short, "read", name));
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(of_disk(&error.into(), "read", name)),
+        }
+    }
+    bytes.truncate(length);
     Ok(Bytes::from(bytes))
 }

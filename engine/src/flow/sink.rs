@@ -151,6 +151,9 @@ impl SinkState {
             let rows = in_order(deltas, self.ordered);
             let count: usize = rows.iter().map(Delta::len).sum();
             self.counters.accepted.fetch_add(count as u64, Ordering::Relaxed);
+            if count > 0 {
+                self.counters.first_after.get_or_init(|| self.control.rows_given());
+            }
             if self.control.digests {
                 let mut sum = self.counters.digest.lock().unwrap_or_else(|e| e.into_inner());
                 *sum = rows.iter().fold(*sum, |s, d| s.wrapping_add(digest(d)));

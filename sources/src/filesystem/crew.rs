@@ -47,6 +47,8 @@ struct LaneState {
     next_taken: u64,
     next_pushed: u64,
     decoded: BTreeMap<u64, Result<VecDeque<Chunk>, ConnectorError>>,
+    /// Units that are being decoded now.
+    decoding: usize,
     /// No unit is left to take.
     ended: bool,
     done: bool,
@@ -183,7 +185,9 @@ impl Lane {
             return Found::Done;
         }
         let room = self.queue.has_room() && state.next_taken - state.next_pushed < AHEAD;
-        if state.ended || !room {
+        // Units are cheaper one after the other; side by side only where the taker is faster.
+        let starving = state.decoding == 0 || !self.queue.has_chunk();
+        if state.ended || !room || !starving {
             return if pushed { Found::Work } else { Found::Nothing };
         }
         let number = state.next_taken;
@@ -203,9 +207,11 @@ impl Lane {
             }
         };
         state.next_taken += 1;
+        state.decoding += 1;
         drop(state);
         let chunks = unit.decode().map(VecDeque::from);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.decoding -= 1;
         state.decoded.insert(number, chunks);
         self.push(&mut state);
         Found::Work

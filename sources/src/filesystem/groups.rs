@@ -6,20 +6,21 @@
 //!
 //! # Why units are parts of a row group
 //! A unit's rows are all in memory before the first can go on, so it holds about `UNIT_BYTES`
-//! decoded. The compressed bytes of the columns that a query needs are read once a row group, by
+//! decoded. A unit goes on with the reader that the unit before it has left. The compressed bytes of the columns that a query needs are read once a row group, by
 //! the first unit that needs them, if they are no more than `PREFETCH_BYTES_MAX`; else page by
 //! page.
 //!
 //! # Text
 //! Where all pages of a text column are dictionary-encoded it is given as a dictionary, whose
-//! values are the same allocation for the rows of a unit; else as plain text.
+//! values are the same allocation for as long as row groups repeat them; else as plain text.
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use bytes::{Buf, Bytes};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+    ParquetRecordBatchReaderBuilder,
 };
 use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
@@ -43,6 +44,8 @@ const UNIT_BYTES: usize = 4 << 20;
 const CHUNK_ROWS: usize = 16_384;
 const TASTE_ROWS: usize = 1_024;
 const PREFETCH_BYTES_MAX: u64 = 64 << 20;
+/// Readers kept of a row group. More than one is there only where threads decode side by side.
+const LEFT_MAX: usize = 2;
 
 type OpenFile = Box<dyn Fn(&str) -> Result<Input, ConnectorError> + Send>;
 
@@ -79,6 +82,8 @@ struct ParquetFile {
     /// The metadata with text columns as dictionaries, by which of them are.
     variants: Mutex<BTreeMap<Vec<bool>, ArrowReaderMetadata>>,
     keep: Vec<bool>,
+    /// For each decoded column the newest dictionary.
+    dictionaries: Mutex<Vec<Option<ArrayRef>>>,
 }
 
 struct Group {
@@ -90,6 +95,8 @@ struct Group {
     metadata: ArrowReaderMetadata,
     bytes: Mutex<Option<Fetched>>,
     prefetch: bool,
+    /// Readers that units have left behind, by the row that each gives next.
+    left: Mutex<Vec<(usize, ParquetRecordBatchReader)>>,
 }
 
 impl Groups {
@@ -172,6 +179,7 @@ impl ParquetFile {
         let keep = prune::keep(&files.pushed, files.columns.decoded(), &metadata);
         let facts = files.columns.facts(&input);
         let variants = Mutex::default();
+        let dictionaries = Mutex::new(vec![None; places.len()]);
         Ok(ParquetFile {
             files: files.clone(),
             input,
@@ -181,6 +189,7 @@ impl ParquetFile {
             mask,
             variants,
             keep,
+            dictionaries,
         })
     }
 
@@ -215,6 +224,7 @@ impl ParquetFile {
             metadata: self.with_dictionaries(meta)?,
             bytes: Mutex::new(None),
             prefetch: appetite == Appetite::Whole && packed <= PREFETCH_BYTES_MAX,
+            left: Mutex::default(),
         })
     }
 
@@ -424,23 +434,12 @@ impl Unit for GroupUnit {
         let file = &self.file;
         let what = format!("row group {}", self.group.number);
         let damaged = |e: ParquetError| fault(&file.input, &what, e);
-        let fetched = self.fetched()?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(
-            fetched,
-            self.group.metadata.clone(),
-        );
-        let reader = builder
-            .with_row_groups(vec![self.group.number])
-            .with_projection(file.mask.clone())
-            .with_batch_size(CHUNK_ROWS.min(self.rows))
-            .with_offset(self.start)
-            .with_limit(self.rows)
-            .build()
-            .map_err(damaged)?;
+        let mut reader = self.reader()?;
         let mut ordinal = self.group.first + self.start as u64;
         let end = ordinal + self.rows as u64;
         let mut chunks = Vec::with_capacity(self.rows.div_ceil(CHUNK_ROWS));
-        for batch in reader {
+        while ordinal < end {
+            let Some(batch) = reader.next() else { break };
             let batch = batch.map_err(|e| damaged(ParquetError::from(e)))?;
             let rows = file.adapted(&batch)?;
             let next = ordinal + rows.num_rows() as u64;
@@ -453,11 +452,37 @@ impl Unit for GroupUnit {
             let missing = end - ordinal;
             return Err(file.input.unreadable(&format!("{what} lacks {missing} rows")));
         }
+        if self.start + self.rows < self.group.rows {
+            let mut left = self.group.left.lock().unwrap_or_else(PoisonError::into_inner);
+            if left.len() >= LEFT_MAX {
+                left.remove(0);
+            }
+            left.push((self.start + self.rows, reader));
+        }
         Ok(chunks)
     }
 }
 
 impl GroupUnit {
+    /// A reader that stands at the unit's first row: the one that the unit before has left, if it
+    /// is through, since a new one has to decode the dictionaries and skip to its place.
+    fn reader(&self) -> Result<ParquetRecordBatchReader, ConnectorError> {
+        let (file, group) = (&self.file, &self.group);
+        let mut left = group.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = left.iter().position(|(next, _)| *next == self.start) {
+            return Ok(left.remove(at).1);
+        }
+        drop(left);
+        let metadata = group.metadata.clone();
+        ParquetRecordBatchReaderBuilder::new_with_metadata(self.fetched()?, metadata)
+            .with_row_groups(vec![group.number])
+            .with_projection(file.mask.clone())
+            .with_batch_size(CHUNK_ROWS.min(group.unit_rows))
+            .with_offset(self.start)
+            .build()
+            .map_err(|e| fault(&file.input, &format!("row group {}", group.number), e))
+    }
+
     /// The bytes that it needs, in memory if they are not too many.
     fn fetched(&self) -> Result<Fetched, ConnectorError> {
         let (file, group) = (&self.file, &self.group);
@@ -488,6 +513,21 @@ impl GroupUnit {
 }
 
 impl ParquetFile {
+    /// A dictionary column with the allocation of the dictionary before it, where both say the
+    /// same: writers often repeat a dictionary in each row group, and whoever has hashed it once
+    /// need not do so again.
+    fn with_known_dictionary(&self, n: usize, column: ArrayRef) -> ArrayRef {
+        let Some(packed) = column.as_any_dictionary_opt() else { return column };
+        let values = packed.values();
+        let mut known = self.dictionaries.lock().unwrap_or_else(PoisonError::into_inner);
+        match &known[n] {
+            Some(known) if Arc::ptr_eq(known, values) => {}
+            Some(known) if known == values => return packed.with_values(known.clone()),
+            _ => known[n] = Some(values.clone()),
+        }
+        column
+    }
+
     /// The columns in their declared order and types.
     fn adapted(&self, batch: &RecordBatch) -> Result<RecordBatch, ConnectorError> {
         let decoded = self.files.columns.decoded();
@@ -507,6 +547,7 @@ impl ParquetFile {
                 let what = format!("column `{}` holds what its type cannot", wanted.name());
                 return Err(self.input.unreadable(&what));
             };
+            let column = self.with_known_dictionary(n, column);
             fields.push(Field::new(wanted.name(), column.data_type().clone(), true));
             columns.push(column);
         }
