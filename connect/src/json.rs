@@ -43,6 +43,7 @@ mod encode;
 mod fields;
 mod layout;
 mod number;
+mod pack;
 mod scan;
 mod text;
 mod time;

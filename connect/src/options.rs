@@ -35,7 +35,8 @@
 //!
 //! # let mut table = TableSpec {
 //! #     name: "a".into(), columns: vec![], options: Default::default(), primary_key: vec![],
-//! #     partitioned_by: vec![], event_time: None, pushed: vec![],
+//! #     partitioned_by: vec![], event_time: None, keyed: vec![],
+//! #     pushed: vec![],
 //! # };
 //! # table.options.insert("connector".into(), "archive".into());
 //! table.options.insert("format".into(), "jsn".into());

@@ -44,6 +44,10 @@ pub struct TableSpec {
     pub partitioned_by: Vec<String>,
     /// Name of the event-time column if the table has a WATERMARK and the column is physical.
     pub event_time: Option<String>,
+    /// Names of the columns that the query uses as keys: a source may give their text as
+    /// dictionaries, and need not.
+    #[serde(default)]
+    pub keyed: Vec<String>,
     /// Predicates on physical columns of a source that hold for every row that matters; a connector
     /// may use them to skip what cannot match, and need not.
     pub pushed: Vec<Pushed>,

@@ -9,7 +9,7 @@
 //! A session's rule compares an earlier row's `ts + gap - 1` with a later row's mark. For a later
 //! row no more than the gap away, that can only matter if its own `ts - 1` is not above its mark.
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::{concat_batches, take, take_record_batch};
 use arrow::error::ArrowError;
@@ -198,7 +198,6 @@ impl Delta {
 
     /// The inverse of [`Delta::to_batch`]; the origin travels separately.
     pub fn from_batch(batch: RecordBatch, origin: Origin) -> Result<Delta, ArrowError> {
-        use arrow::array::AsArray;
         use arrow::datatypes::{Int64Type, UInt64Type};
         let schema = batch.schema();
         let place = |name: &str| schema.index_of(name).ok();
@@ -256,7 +255,19 @@ pub fn sliced_bytes(rows: &RecordBatch) -> usize {
 }
 
 fn column_bytes(column: &ArrayRef) -> usize {
+    if let Some(packed) = column.as_any_dictionary_opt() {
+        // Many chunks share a dictionary: each counts for no more than it has rows.
+        let (keys, values) = (packed.keys(), packed.values());
+        let share = values.slice(0, values.len().min(keys.len()));
+        return 4 * keys.len() + column_bytes(&share);
+    }
     column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+}
+
+/// The same rows without dictionaries that hold more values than there are rows.
+pub(crate) fn without_wide_dictionaries(rows: &RecordBatch) -> RecordBatch {
+    let wide = |c: &ArrayRef| c.as_any_dictionary_opt().is_some_and(|d| d.values().len() > c.len());
+    if rows.columns().iter().any(wide) { unpack(rows) } else { rows.clone() }
 }
 
 /// The same rows with dictionary columns spelled out.

@@ -6,15 +6,16 @@
 //! keeps its keys and both times, a join its keys and versions, whether or not anyone reads them.
 //! Where late rows are wanted, the columns of the input that they carry to a reader are kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::plan::{Input, Node, PlanNode, Port, Scalar, SourcePlan};
 
-type Needs = Vec<BTreeSet<usize>>;
+/// By node, the columns that are read, each with whether it is a key of someone.
+type Needs = Vec<BTreeMap<usize, bool>>;
 
 /// Prunes all nodes of a plan.
 pub(crate) fn prune(nodes: &mut [PlanNode]) {
-    let mut needs: Needs = vec![BTreeSet::new(); nodes.len()];
+    let mut needs: Needs = vec![BTreeMap::new(); nodes.len()];
     for at in (0..nodes.len()).rev() {
         collect(nodes, at, &mut needs);
     }
@@ -41,16 +42,16 @@ fn late_input(nodes: &[PlanNode], at: usize) -> Option<Input> {
     }
 }
 
-fn need(nodes: &[PlanNode], needs: &mut Needs, input: Input, column: usize) {
+fn need(nodes: &[PlanNode], needs: &mut Needs, input: Input, column: usize, keyed: bool) {
     match input.port {
         Port::Rows => {
-            needs[input.node].insert(column);
+            *needs[input.node].entry(column).or_default() |= keyed;
         }
         Port::Late => {
             if let Some(first) = late_input(nodes, input.node)
                 && column < nodes[first.node].columns.len()
             {
-                needs[first.node].insert(column);
+                needs[first.node].entry(column).or_default();
             }
         }
         Port::Dead => {}
@@ -58,7 +59,7 @@ fn need(nodes: &[PlanNode], needs: &mut Needs, input: Input, column: usize) {
 }
 
 fn need_scalar(nodes: &[PlanNode], needs: &mut Needs, input: Input, scalar: &Scalar) {
-    scalar.for_each_column(&mut |column| need(nodes, needs, input, column));
+    scalar.for_each_column(&mut |column| need(nodes, needs, input, column, false));
 }
 
 fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
@@ -69,20 +70,25 @@ fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
             if let Some(filter) = filter {
                 need_scalar(nodes, needs, *input, filter);
             }
-            for column in own {
-                match project {
-                    Some(project) => need_scalar(nodes, needs, *input, &project[column]),
-                    None => need(nodes, needs, *input, column),
+            for (column, keyed) in own {
+                let same = match project {
+                    Some(project) => project[column].as_column(),
+                    None => Some(column),
+                };
+                match (same, project) {
+                    (Some(column), _) => need(nodes, needs, *input, column, keyed),
+                    (None, Some(project)) => need_scalar(nodes, needs, *input, &project[column]),
+                    (None, None) => {}
                 }
             }
         }
         Node::Window { input, time, keys, calls, .. } => {
-            need(nodes, needs, *input, *time);
+            need(nodes, needs, *input, *time, false);
             for &key in keys {
-                need(nodes, needs, *input, key);
+                need(nodes, needs, *input, key, true);
             }
             for (i, call) in calls.iter().enumerate() {
-                if own.contains(&(keys.len() + 2 + i)) {
+                if own.contains_key(&(keys.len() + 2 + i)) {
                     for scalar in call.arguments.iter().chain(&call.filter) {
                         need_scalar(nodes, needs, *input, scalar);
                     }
@@ -111,14 +117,14 @@ fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
         }
         Node::Union { inputs } => {
             for &input in inputs {
-                for &column in &own {
-                    need(nodes, needs, input, column);
+                for (&column, &keyed) in &own {
+                    need(nodes, needs, input, column, keyed);
                 }
             }
         }
         Node::Sink { input, .. } => {
             for column in 0..nodes[input.node].columns.len() {
-                need(nodes, needs, *input, column);
+                need(nodes, needs, *input, column, false);
             }
         }
     }
@@ -127,21 +133,21 @@ fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
 fn join_needs<'a>(
     nodes: &[PlanNode],
     needs: &mut Needs,
-    own: &BTreeSet<usize>,
+    own: &BTreeMap<usize, bool>,
     (left, right): (Input, Input),
     fixed_left: impl Iterator<Item = &'a usize>,
     fixed_right: impl Iterator<Item = &'a usize>,
 ) {
     let arity = nodes[left.node].columns.len();
-    for &column in own {
+    for (&column, &keyed) in own {
         if column < arity {
-            need(nodes, needs, left, column);
+            need(nodes, needs, left, column, keyed);
         } else {
-            need(nodes, needs, right, column - arity);
+            need(nodes, needs, right, column - arity, keyed);
         }
     }
-    fixed_left.for_each(|&c| need(nodes, needs, left, c));
-    fixed_right.for_each(|&c| need(nodes, needs, right, c));
+    fixed_left.for_each(|&c| need(nodes, needs, left, c, true));
+    fixed_right.for_each(|&c| need(nodes, needs, right, c, true));
 }
 
 /// The new place of an input's column; late rows have three columns behind those of the input.
@@ -165,7 +171,7 @@ fn place(nodes: &[PlanNode], places: &[Vec<usize>], input: Input, column: usize)
 /// Rewrites a node; the columns that it keeps, by their old places.
 fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize>]) -> Vec<usize> {
     let own = &needs[at];
-    let wanted: Vec<usize> = own.iter().copied().collect();
+    let wanted: Vec<usize> = own.keys().copied().collect();
     let mut node = nodes[at].node.clone();
     let kept = match &mut node {
         Node::Source(source) => prune_source(source, own),
@@ -194,7 +200,7 @@ fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize
             let mut kept: Vec<usize> = (0..first).collect();
             let mut chosen = Vec::new();
             for (i, mut call) in std::mem::take(calls).into_iter().enumerate() {
-                if own.contains(&(first + i)) {
+                if own.contains_key(&(first + i)) {
                     let scalars = call.arguments.iter_mut().chain(&mut call.filter);
                     scalars.for_each(|s| s.move_columns(&to));
                     chosen.push(call);
@@ -246,14 +252,20 @@ fn both_sides(places: &[Vec<usize>], left: Input, right: Input) -> Vec<usize> {
 }
 
 /// Keeps the columns that are read, and of the table those that they are made of.
-fn prune_source(source: &mut SourcePlan, own: &BTreeSet<usize>) -> Vec<usize> {
-    let mut kept = own.clone();
+fn prune_source(source: &mut SourcePlan, own: &BTreeMap<usize, bool>) -> Vec<usize> {
+    let mut kept: BTreeSet<usize> = own.keys().copied().collect();
     kept.extend(source.time.as_ref().map(|t| t.column));
     if kept.is_empty() {
         // Rows without a column have no number: one column is read to count them.
         kept.insert(0);
     }
     let kept: Vec<usize> = kept.into_iter().collect();
+    let table_column = |c: usize| match &source.compute {
+        Some(compute) => compute[c].as_column(),
+        None => Some(c),
+    };
+    let keys = own.iter().filter(|(_, keyed)| **keyed).filter_map(|(&c, _)| table_column(c));
+    source.table.keyed = keys.map(|c| source.table.columns[c].name.clone()).collect();
     if let Some(time) = &mut source.time {
         time.column = kept.iter().position(|&c| c == time.column).unwrap_or(0);
     }

@@ -44,6 +44,7 @@ fn spec(name: &str, rows: &RecordBatch, key: &[&str], more: &[(&str, &str)]) -> 
         primary_key: key.iter().map(|k| (*k).to_owned()).collect(),
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     };
     for field in rows.schema().fields() {

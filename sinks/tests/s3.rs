@@ -62,6 +62,7 @@ fn spec(place: &str, format: &str) -> TableSpec {
         primary_key: vec![],
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     }
 }

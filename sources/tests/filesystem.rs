@@ -39,6 +39,7 @@ fn table(path: &str, format: &str) -> TableSpec {
         primary_key: vec![],
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     }
 }

@@ -11,19 +11,20 @@
 //! found and worded by the careful way. So the answer does not depend on the messages before.
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, ListArray, MapArray, PrimitiveArray,
-    RecordBatch, RecordBatchOptions, StringArray, StructArray,
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Decimal128Array, ListArray, MapArray,
+    PrimitiveArray, RecordBatch, RecordBatchOptions, StringArray, StructArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Float32Type, Float64Type, Int8Type, Int16Type,
-    Int32Type, Int64Type, SchemaRef, Time32MillisecondType, TimeUnit, TimestampMicrosecondType,
-    TimestampMillisecondType, TimestampNanosecondType,
+    Int32Type, Int64Type, Schema, SchemaRef, Time32MillisecondType, TimeUnit,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
 };
 use std::sync::Arc;
 
 use super::column::{Bytes, Columns, Data};
 use super::layout::Layouts;
+use super::pack::Packer;
 use super::{Fault, JsonOptions, Reason, RowError, UnsupportedType, scan};
 
 /// The ROW that is the message itself.
@@ -44,6 +45,8 @@ pub struct JsonDecoder {
     schema: SchemaRef,
     columns: Columns,
     layouts: Layouts,
+    /// For each column of the schema, what packs its texts.
+    packers: Vec<Option<Packer>>,
     rows: usize,
 }
 
@@ -51,7 +54,18 @@ impl JsonDecoder {
     /// A decoder for the columns of `schema`; what else a message holds is checked and skipped.
     pub fn new(schema: SchemaRef, options: JsonOptions) -> Result<Self, UnsupportedType> {
         let columns = Columns::new(&schema, &options)?;
-        Ok(Self { schema, columns, layouts: Layouts::default(), rows: 0 })
+        let packers = schema.fields().iter().map(|_| None).collect();
+        Ok(Self { schema, columns, layouts: Layouts::default(), packers, rows: 0 })
+    }
+
+    /// Gives these columns, where they are STRING, as dictionaries as long as they have few values.
+    /// Batches then differ from the schema in this.
+    pub fn with_dictionaries(mut self, names: &[String]) -> Self {
+        for (field, packer) in self.schema.fields().iter().zip(&mut self.packers) {
+            let wanted = field.data_type() == &DataType::Utf8 && names.contains(field.name());
+            *packer = wanted.then(Packer::new);
+        }
+        self
     }
 
     /// Decodes one message. After an error nothing of it remains.
@@ -111,11 +125,24 @@ impl JsonDecoder {
     /// messages stays.
     pub fn finish(&mut self) -> RecordBatch {
         let fields = self.columns.take_fields(ROOT);
-        let arrays = fields.columns.iter().map(|&id| array(&mut self.columns, id)).collect();
+        let mut arrays: Vec<ArrayRef> =
+            fields.columns.iter().map(|&id| array(&mut self.columns, id)).collect();
         self.columns.put_fields(ROOT, fields);
+        let mut schema = self.schema.clone();
+        for (at, packer) in self.packers.iter_mut().enumerate() {
+            if let Some(packer) = packer
+                && let Some(packed) = packer.pack(arrays[at].as_string())
+            {
+                let mut fields = schema.fields().to_vec();
+                let field = fields[at].as_ref().clone();
+                fields[at] = Arc::new(field.with_data_type(packed.data_type().clone()));
+                schema = Arc::new(Schema::new(fields));
+                arrays[at] = packed;
+            }
+        }
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
         self.rows = 0;
-        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
+        RecordBatch::try_new_with_options(schema, arrays, &options)
             .expect("columns are made for the schema, and NULL was refused where it says so")
     }
 

@@ -49,6 +49,7 @@ fn table(options: &[(&str, &str)]) -> TableSpec {
         primary_key: vec![],
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use timely::container::Accountable;
 use timely::dataflow::channels::ContainerBytes;
 
-use crate::rows::{Delta, Origin, SplitId};
+use crate::rows::{Delta, Origin, SplitId, without_wide_dictionaries};
 use crate::time::Millis;
 
 const HEADER: usize = 32;
@@ -60,7 +60,8 @@ impl Accountable for Carrier {
 
 fn encode(delta: &Delta) -> Vec<Buffer> {
     let encode = || {
-        let batch = delta.to_batch()?;
+        // A dictionary that many chunks share here would be sent with each of them.
+        let batch = without_wide_dictionaries(&delta.to_batch()?);
         let options = IpcWriteOptions::try_new(8, false, arrow::ipc::MetadataVersion::V5)?;
         StreamEncoder::try_new_with_options(&batch.schema(), options)?.encode(&batch)
     };

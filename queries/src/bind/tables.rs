@@ -58,6 +58,7 @@ impl Table {
             primary_key: names(&self.ast.primary_key),
             partitioned_by: names(&self.ast.partitioned_by),
             event_time,
+            keyed: Vec::new(),
             pushed: Vec::new(),
         }
     }

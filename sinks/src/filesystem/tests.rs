@@ -30,6 +30,7 @@ fn table(folder: &Path, more: &[(&str, &str)]) -> TableSpec {
         primary_key: vec![],
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     }
 }

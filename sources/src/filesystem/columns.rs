@@ -66,6 +66,7 @@ pub(super) struct Columns {
     split: Option<usize>,
     offset: Option<usize>,
     arrival: Option<usize>,
+    keyed: Vec<String>,
 }
 
 impl Columns {
@@ -118,7 +119,13 @@ impl Columns {
             split,
             offset,
             arrival,
+            keyed: table.keyed.clone(),
         })
+    }
+
+    /// Names of the columns whose text may be given as dictionaries.
+    pub(super) fn keyed(&self) -> &[String] {
+        &self.keyed
     }
 
     /// The columns that a file's decoder must give.
@@ -453,6 +460,7 @@ fn describe(rows: &RecordBatch, row: usize) -> Vec<u8> {
 /// The numbers in the split column of all files of a split.
 pub(super) fn carried(files: &Files, split: &SplitSpec) -> Result<Vec<u64>, ConnectorError> {
     let only = Columns {
+        keyed: Vec::new(),
         declared: Vec::new(),
         parts: Vec::new(),
         partitions: Vec::new(),

@@ -256,7 +256,8 @@ impl Unit for LinesUnit {
         let mut decoder = match kept {
             Some(decoder) => decoder,
             None => JsonDecoder::new(files.columns.decoded().clone(), files.options.json())
-                .map_err(|e| ConnectorError::fatal(format!("table `{}`: {e}", files.table)))?,
+                .map_err(|e| ConnectorError::fatal(format!("table `{}`: {e}", files.table)))?
+                .with_dictionaries(files.columns.keyed()),
         };
         let mut chunks = Vec::new();
         let mut gathering = Gathering { first: self.first, each: None, bad: Vec::new() };

@@ -39,6 +39,7 @@ fn table(columns: &[(&str, DataType)], options: &[(&str, &str)]) -> TableSpec {
         primary_key: vec![],
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     }
 }

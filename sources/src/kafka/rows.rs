@@ -51,6 +51,7 @@ pub(super) struct Columns {
     declared: Vec<ColumnSpec>,
     parts: Vec<Part>,
     decoded: SchemaRef,
+    keyed: Vec<String>,
 }
 
 impl Columns {
@@ -77,11 +78,13 @@ impl Columns {
             return Err(wrong);
         }
         let decoded = Arc::new(Schema::new(fields));
-        Ok(Columns { declared: table.columns.clone(), parts, decoded })
+        let keyed = table.keyed.clone();
+        Ok(Columns { declared: table.columns.clone(), parts, decoded, keyed })
     }
 
     pub(super) fn decoder(&self, json: JsonOptions) -> Result<JsonDecoder, UnsupportedType> {
-        JsonDecoder::new(self.decoded.clone(), json)
+        let decoder = JsonDecoder::new(self.decoded.clone(), json)?;
+        Ok(decoder.with_dictionaries(&self.keyed))
     }
 
     fn has(&self, part: Part) -> bool {
@@ -356,7 +359,11 @@ impl Gathering {
                 },
                 Part::Headers => headers_array(headers.take().unwrap_or_default(), declared),
             };
-            let column = fitted(natural, &declared.data_type);
+            let column = match part {
+                // As the decoder gives it: text may be in a dictionary.
+                Part::Value(_) => natural,
+                _ => fitted(natural, &declared.data_type),
+            };
             let nullable = declared.nullable || column.null_count() > 0;
             fields.push(Field::new(&declared.name, column.data_type().clone(), nullable));
             columns.push(column);

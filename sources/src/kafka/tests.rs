@@ -21,6 +21,7 @@ fn refused(columns: &[(&str, DataType, Option<&str>)], options: &[(&str, &str)])
         primary_key: vec![],
         partitioned_by: vec![],
         event_time: None,
+        keyed: vec![],
         pushed: vec![],
     };
     let errors = source(&table, &[]).err().unwrap_or_default();

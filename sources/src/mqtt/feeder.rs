@@ -12,7 +12,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, String
 use arrow::array::{StringArray, TimestampMillisecondArray};
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use weir_connect::json::{JsonDecoder, JsonOptions, Pushed, UnsupportedType};
 use weir_engine::connector::{ColumnSpec, ConnectorError, TableSpec};
@@ -42,6 +42,7 @@ pub(super) struct Columns {
     schema: SchemaRef,
     decoded: SchemaRef,
     origins: Vec<Origin>,
+    keyed: Vec<String>,
 }
 
 impl Columns {
@@ -62,7 +63,8 @@ impl Columns {
         }
         match schema.project(&physical) {
             Ok(decoded) if wrong.is_empty() => {
-                Ok(Columns { schema, decoded: Arc::new(decoded), origins })
+                let keyed = table.keyed.clone();
+                Ok(Columns { schema, decoded: Arc::new(decoded), origins, keyed })
             }
             Ok(_) => Err(wrong),
             Err(e) => Err(vec![e.to_string()]),
@@ -71,7 +73,8 @@ impl Columns {
 
     /// The decoder of the columns that messages carry.
     pub(super) fn decoder(&self, options: JsonOptions) -> Result<JsonDecoder, UnsupportedType> {
-        JsonDecoder::new(Arc::clone(&self.decoded), options)
+        let decoder = JsonDecoder::new(Arc::clone(&self.decoded), options)?;
+        Ok(decoder.with_dictionaries(&self.keyed))
     }
 }
 
@@ -185,6 +188,7 @@ impl Feeder {
         let rows = decoded.num_rows();
         let topics: ArrayRef = Arc::new(topics.finish());
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.columns.origins.len());
+        let mut fields = Vec::with_capacity(self.columns.origins.len());
         for (origin, field) in self.columns.origins.iter().zip(self.columns.schema.fields()) {
             let column: ArrayRef = match origin {
                 Origin::Message(n) => Arc::clone(decoded.column(*n)),
@@ -204,10 +208,17 @@ impl Feeder {
                 }
                 Origin::Topic => Arc::clone(&topics),
             };
-            columns.push(cast(&column, field.data_type())?);
+            let column = match origin {
+                // As the decoder gives it: text may be in a dictionary.
+                Origin::Message(_) => column,
+                _ => cast(&column, field.data_type())?,
+            };
+            let data_type = column.data_type().clone();
+            fields.push(field.as_ref().clone().with_data_type(data_type));
+            columns.push(column);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let schema = Arc::clone(&self.columns.schema);
+        let schema = Arc::new(Schema::new(fields));
         let consecutive = offsets.first().filter(|first| {
             offsets.last().is_some_and(|last| last - *first + 1 == offsets.len() as u64)
         });

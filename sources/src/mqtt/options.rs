@@ -287,6 +287,7 @@ mod tests {
             primary_key: Vec::new(),
             partitioned_by: Vec::new(),
             event_time: None,
+            keyed: Vec::new(),
             pushed: Vec::new(),
         }
     }

@@ -209,6 +209,7 @@ pub(crate) fn table(url: &str, topic: &str, journal: &Path, more: &[(&str, &str)
         primary_key: Vec::new(),
         partitioned_by: Vec::new(),
         event_time: None,
+        keyed: Vec::new(),
         pushed: Vec::new(),
     }
 }
