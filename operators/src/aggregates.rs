@@ -525,12 +525,16 @@ fn rows_taking_part<'a>(
     for column in columns {
         nulls = arrow::buffer::NullBuffer::union(nulls.as_ref(), column.logical_nulls().as_ref());
     }
-    if nulls.is_none() && filter.is_none() {
-        return None;
-    }
-    let valid = |row: usize| {
-        nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row))
-            && filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row))
+    let valid = nulls.map(|nulls| nulls.into_inner());
+    let passing = filter.map(|filter| match filter.nulls() {
+        Some(nulls) => filter.values() & nulls.inner(),
+        None => filter.values().clone(),
+    });
+    let taking_part = match (valid, passing) {
+        (Some(valid), Some(passing)) => &valid & &passing,
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => return None,
     };
-    Some((0..rows).filter(|&row| valid(row)).map(|row| row as u32).collect())
+    debug_assert_eq!(taking_part.len(), rows);
+    Some(taking_part.set_indices().map(|row| row as u32).collect())
 }

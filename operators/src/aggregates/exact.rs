@@ -322,6 +322,10 @@ impl FloatSums {
                 cell.count = cell.count.wrapping_add(1);
                 continue;
             }
+            if x == 0.0 {
+                cell.count = cell.count.wrapping_add(1);
+                continue;
+            }
             others.push((group, x));
         }
         others.into_iter().for_each(|(group, x)| self.add_times(group, x, 1));
