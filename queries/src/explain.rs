@@ -83,6 +83,12 @@ fn describe(plan: &JobPlan, node: &Node, connectors: &Connectors) -> String {
             if let Some(time) = &source.time {
                 let _ = write!(line, " delay {}", in_words(time.delay));
             }
+            let pushed = source.table.pushed.iter();
+            let pushed: Vec<String> =
+                pushed.map(|p| format!("{} {} {}", p.column, p.operator, p.literal)).collect();
+            if !pushed.is_empty() {
+                let _ = write!(line, " pushed [{}]", pushed.join(" and "));
+            }
             if source.table_first {
                 line.push_str(" read first");
             }

@@ -20,6 +20,7 @@ mod parse;
 mod places;
 pub mod plan;
 mod prune;
+mod push;
 #[cfg(test)]
 mod tests;
 mod tokens;

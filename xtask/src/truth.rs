@@ -204,6 +204,7 @@ fn ci_passes(seed: u64) -> Vec<Pass> {
         Pass::new(Route::Files, few.clone(), "--processes 2"),
         Pass::new(Route::Files, few.clone(), "--epoch 1ms"),
         Pass::new(Route::Files, few.clone(), "--epoch 10ms -w 2"),
+        Pass::new(Route::Files, few.clone(), "--epoch 100000rows"),
         Pass::new(Route::Files, few.clone().with(&["--edges"]), ""),
         Pass::new(Route::Files, few.clone().with(&["--faults", "20", "--late-max", "1800"]), ""),
         Pass::new(Route::Columns, few.clone(), ""),
@@ -217,10 +218,12 @@ fn full_passes(seed: u64) -> Vec<Pass> {
     let shapes = [
         all.clone(),
         all.clone().with(&["--edges"]),
-        all.with(&["--faults", "20", "--late-max", "1800"]),
+        all.clone().with(&["--faults", "20", "--late-max", "1800"]),
     ];
     let each = |route| shapes.clone().into_iter().map(move |s| Pass::new(route, s, "-w 2"));
-    Route::ALL.into_iter().flat_map(each).collect()
+    let ways = ["", "--processes 2", "--epoch 1ms", "--epoch 10ms", "--epoch 100000rows -w 2"];
+    let ways = ways.into_iter().map(|way| Pass::new(Route::Files, all.clone(), way));
+    ways.chain(Route::ALL.into_iter().flat_map(each)).collect()
 }
 
 /// A seed that no run before had; it is printed, so that the run can be repeated.

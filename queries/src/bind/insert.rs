@@ -9,6 +9,7 @@ use crate::build;
 use crate::diagnostics::Diagnostic;
 use crate::plan::{Input, JobPlan, Node, PLAN_VERSION, Scalar};
 use crate::prune::prune;
+use crate::push::push;
 use crate::tokens::Name;
 
 /// What a script asks for, as far as it is planned.
@@ -168,6 +169,7 @@ impl Planner<'_> {
         let nodes = std::mem::take(&mut self.job).nodes;
         let mut plan = self.plan(name, nodes);
         prune(&mut plan.nodes);
+        push(&mut plan.nodes);
         if let Err(error) = build::check(&plan) {
             let span = inserts.first().map(|i| i.table.span);
             let message = format!("this query cannot be run: {error}");

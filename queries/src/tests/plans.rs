@@ -133,3 +133,39 @@ fn plans_survive_their_stored_form() {
     crate::build(&job, &connectors(), &mut graph).unwrap();
     assert_eq!(graph.nodes.len(), job.nodes.len());
 }
+
+/// The predicates offered to the source of a query.
+fn pushed(query: &str) -> String {
+    let text = explained("meter STRING, n BIGINT", query);
+    let sources: Vec<&str> = text.lines().filter(|line| line.contains("Source")).collect();
+    let pushed = |line: &&str| {
+        let part = line.split(" pushed ").nth(1)?;
+        Some(part.split(':').next()?.split(" read first").next()?.to_owned())
+    };
+    sources.iter().filter_map(pushed).collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn filters_are_offered_to_the_source_where_lateness_cannot_tell() {
+    let cases = [
+        // With event time: lower bounds of it, and nothing else.
+        "SELECT meter, n FROM readings WHERE ts >= TIMESTAMP '2024-01-01 00:00:00' AND n > 3",
+        "SELECT meter, n FROM readings WHERE TIMESTAMP '2024-01-01 00:00:00' < ts",
+        "SELECT meter, n FROM readings WHERE ts < TIMESTAMP '2024-01-01 00:00:00'",
+        "SELECT meter, n FROM readings WHERE ts = TIMESTAMP '2024-01-01 00:00:00'",
+        // Through views and projections.
+        "SELECT meter, n FROM (SELECT meter, n, ts AS t FROM readings WHERE n > 1)
+         WHERE t > TIMESTAMP '2024-01-01 00:00:00'",
+        // Two readers want different rows.
+        "SELECT meter, n FROM readings WHERE ts > TIMESTAMP '2024-01-01 00:00:00'
+         UNION ALL SELECT meter, n FROM readings WHERE ts > TIMESTAMP '2025-01-01 00:00:00'",
+    ];
+    let got: Vec<String> = cases.iter().map(|query| pushed(query)).collect();
+    expect![[r#"
+        [ts >= 1704067200000]
+        [ts > 1704067200000]
+
+
+        [ts > 1704067200000]
+    "#]].assert_eq(&got.join("\n"));
+}
