@@ -181,7 +181,7 @@ impl Jobs {
             jobs.controls.push(control.clone());
             jobs.threads.push(thread::spawn(move || {
                 let plan = Arc::new(job.plan);
-                let build = move || run::graph_of(&plan);
+                let build = move |workers| run::graph_of(&plan, workers);
                 weir_engine::flow::run(&cluster, job.input, &control, build)
             }));
         }

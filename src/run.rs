@@ -95,9 +95,9 @@ pub struct PreparedJob {
     pub input: JobInput,
 }
 
-/// Builds a job's graph with fresh cores.
-pub fn graph_of(plan: &JobPlan) -> Result<Graph, String> {
-    let mut graph = Graph::default();
+/// Builds a job's graph with fresh cores, for a job of so many workers.
+pub fn graph_of(plan: &JobPlan, workers: usize) -> Result<Graph, String> {
+    let mut graph = Graph { workers, ..Graph::default() };
     weir_queries::build(plan, &connectors::all(), &mut graph).map_err(|e| e.to_string())?;
     Ok(graph)
 }
@@ -105,7 +105,7 @@ pub fn graph_of(plan: &JobPlan) -> Result<Graph, String> {
 /// Probes a job's sinks, finds its splits and chooses its epochs. Reads the world, changes nothing
 /// but what a sink's probe has to create.
 pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob, Trouble> {
-    let graph = graph_of(&plan).map_err(Trouble::new)?;
+    let graph = graph_of(&plan, 1).map_err(Trouble::new)?;
     let mut splits = BTreeMap::new();
     for node in &graph.nodes {
         if let Node::Source(source) = node {
@@ -185,7 +185,7 @@ pub fn run_jobs(
         let (control, cluster) = (control.clone(), cluster.clone());
         threads.push(thread::spawn(move || {
             let plan = Arc::new(job.plan);
-            let build = move || graph_of(&plan);
+            let build = move |workers| graph_of(&plan, workers);
             weir_engine::flow::run(&cluster, job.input, &control, build)
         }));
     }

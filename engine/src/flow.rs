@@ -91,7 +91,8 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }
 
-/// Runs a job to its end on this process's workers. `build` is called once a worker.
+/// Runs a job to its end on this process's workers. `build` is called once a worker, with
+/// the number of all workers.
 ///
 /// Returns when all sources have ended or were stopped and all sinks have committed, or with the
 /// first cause of a failure.
@@ -99,11 +100,11 @@ pub fn run(
     cluster: &Cluster,
     job: JobInput,
     control: &Arc<JobControl>,
-    build: impl Fn() -> Result<Graph, String> + Send + Sync + 'static,
+    build: impl Fn(usize) -> Result<Graph, String> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
     let shared = control.clone();
     let workers = timely::execute(cluster.config(), move |worker| {
-        let graph = match build() {
+        let graph = match build(worker.peers()) {
             Ok(graph) => graph,
             Err(message) => {
                 let operator = "plan".to_owned();

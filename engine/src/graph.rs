@@ -132,6 +132,8 @@ pub enum Node {
 pub struct Graph {
     /// The nodes in the order in which they were added.
     pub nodes: Vec<Node>,
+    /// How many workers build this graph, on all processes; 0 if that is not known.
+    pub workers: usize,
 }
 
 impl Graph {

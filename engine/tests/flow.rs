@@ -227,7 +227,7 @@ fn outcome(threads: usize, policy: EpochPolicy, aggregate: bool) -> (Lines, u128
     let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
     let theirs = written.clone();
     let cluster = Cluster { threads, ..Cluster::default() };
-    run(&cluster, job, &control, move || Ok(graph(aggregate, false, &theirs))).unwrap();
+    run(&cluster, job, &control, move |_| Ok(graph(aggregate, false, &theirs))).unwrap();
     let digest = *control.sinks()[0].1.digest.lock().unwrap();
     let rows = written.lock().unwrap();
     let lines = rows.iter().flat_map(|(epoch, rows)| {
@@ -280,7 +280,7 @@ fn an_operator_that_panics_ends_the_job_on_all_workers() {
     let control = JobControl::new(Arc::new(SystemClock), false);
     let job = JobInput { policy: REPLAY, splits: vec![Numbers.splits().unwrap()] };
     let cluster = Cluster { threads: 3, ..Cluster::default() };
-    let failed = run(&cluster, job, &control, || Ok(graph(true, true, &Written::default())));
+    let failed = run(&cluster, job, &control, |_| Ok(graph(true, true, &Written::default())));
     let failed = failed.unwrap_err().to_string();
     assert!(failed.contains("a test's own panic"), "{failed}");
 }

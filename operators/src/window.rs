@@ -26,6 +26,7 @@
 
 mod late;
 mod panes;
+mod partial;
 mod shape;
 mod slide;
 mod state;
@@ -44,6 +45,7 @@ use weir_engine::time::{MARK_END, MARK_NONE, Millis};
 use crate::aggregates::{Accumulators, AggregateCall, AggregateFunction, Arguments, KeyInterner};
 use late::LateRow;
 use panes::{Keys, NO_SLOT, Slots, Waiting};
+pub use partial::PreAggregate;
 use shape::Pane;
 pub use shape::WindowShape;
 use slide::Running;
@@ -377,6 +379,7 @@ impl Operator for WindowAggregate {
     }
 
     fn push(&mut self, _port: usize, delta: Delta, out: &mut Output) -> Result<(), OperatorError> {
+        let Some(delta) = self.take_up(delta)? else { return Ok(()) };
         let (delta, arguments) = self.sound_rows(delta, out)?;
         if delta.is_empty() {
             return Ok(());

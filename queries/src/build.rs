@@ -15,7 +15,7 @@ use weir_operators::session::{SessionAggregate, SessionAggregateSpec};
 use weir_operators::temporal::{
     TemporalJoin, TemporalJoinSpec, WindowVersionJoin, WindowVersionJoinSpec,
 };
-use weir_operators::window::{WindowAggregate, WindowAggregateSpec};
+use weir_operators::window::{PreAggregate, WindowAggregate, WindowAggregateSpec, WindowShape};
 
 use crate::compile::compile;
 use crate::plan::{
@@ -68,6 +68,22 @@ struct Builder<'a> {
     /// Where each node of the plan came to be; a sink's is that of its input.
     edges: Vec<Edge>,
     sources: u32,
+}
+
+fn aggregate_calls(
+    calls: &[CallPlan],
+    input: &SchemaRef,
+) -> Result<Vec<AggregateCall>, BuildError> {
+    let call = |c: &CallPlan| -> Result<AggregateCall, BuildError> {
+        Ok(AggregateCall {
+            function: c.function,
+            distinct: c.distinct,
+            arguments: compile_all(&c.arguments, input)?,
+            filter: c.filter.as_ref().map(|f| compile_one(f, input)).transpose()?,
+            output: c.output.clone(),
+        })
+    };
+    calls.iter().map(call).collect()
 }
 
 fn first_error(table: &str, errors: Vec<OptionError>) -> BuildError {
@@ -156,7 +172,11 @@ impl Builder<'_> {
                 (core, vec![(self.edge(*input), Exchange::Stay)])
             }
             Node::Window { input, keys, .. } => {
-                (self.window(node, output)?, vec![keyed(self.edge(*input), keys)])
+                let mut edge = self.edge(*input);
+                if let Some(before) = self.pre_aggregate(node, &output)? {
+                    edge = self.graph.operator(before, vec![(edge, Exchange::Stay)]);
+                }
+                (self.window(node, output)?, vec![keyed(edge, keys)])
             }
             Node::TemporalJoin { left, right, left_keys, right_keys, .. }
             | Node::WindowVersionJoin { left, right, left_keys, right_keys, .. } => {
@@ -189,29 +209,47 @@ impl Builder<'_> {
         })))
     }
 
+    /// What adds rows up before they go to another worker, if there is one.
+    fn pre_aggregate(
+        &self,
+        node: &Node,
+        output: &SchemaRef,
+    ) -> Result<Option<Box<dyn Operator>>, BuildError> {
+        let Node::Window { kind: WindowKind::Fixed(shape), .. } = node else { return Ok(None) };
+        let spec = self.fixed_window(node, *shape, output.clone())?;
+        if self.graph.workers < 2 || !PreAggregate::is_worth_trying(&spec) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(PreAggregate::new(spec)?)))
+    }
+
+    fn fixed_window(
+        &self,
+        node: &Node,
+        shape: WindowShape,
+        output: SchemaRef,
+    ) -> Result<WindowAggregateSpec, BuildError> {
+        let Node::Window { input, time, keys, calls, collect_late, .. } = node else {
+            unreachable!("asked for a window")
+        };
+        let input = self.schema(*input);
+        let (time, keys, collect_late) = (*time, keys.clone(), *collect_late);
+        let calls = aggregate_calls(calls, &input)?;
+        Ok(WindowAggregateSpec { shape, time, keys, calls, collect_late, input, output })
+    }
+
     fn window(&self, node: &Node, output: SchemaRef) -> Result<Box<dyn Operator>, BuildError> {
         let Node::Window { input, kind, time, keys, calls, collect_late } = node else {
             unreachable!("asked for a window")
         };
         let (time, keys, collect_late) = (*time, keys.clone(), *collect_late);
-        let input = self.schema(*input);
-        let call = |c: &CallPlan| -> Result<AggregateCall, BuildError> {
-            Ok(AggregateCall {
-                function: c.function,
-                distinct: c.distinct,
-                arguments: compile_all(&c.arguments, &input)?,
-                filter: c.filter.as_ref().map(|f| compile_one(f, &input)).transpose()?,
-                output: c.output.clone(),
-            })
-        };
-        let calls = calls.iter().map(call).collect::<Result<Vec<_>, _>>()?;
         Ok(match *kind {
             WindowKind::Fixed(shape) => {
-                let spec =
-                    WindowAggregateSpec { shape, time, keys, calls, collect_late, input, output };
-                Box::new(WindowAggregate::new(spec)?)
+                Box::new(WindowAggregate::new(self.fixed_window(node, shape, output)?)?)
             }
             WindowKind::Session(gap) => {
+                let input = self.schema(*input);
+                let calls = aggregate_calls(calls, &input)?;
                 let spec =
                     SessionAggregateSpec { gap, time, keys, calls, collect_late, input, output };
                 Box::new(SessionAggregate::new(spec)?)

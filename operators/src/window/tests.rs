@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod laws;
+mod partial;
 
 use arrow::array::*;
 use arrow::datatypes::*;
@@ -56,14 +57,19 @@ fn call(text: &str) -> AggregateCall {
     }
 }
 
-fn window(shape: WindowShape, keys: &[usize], calls: &[&str], dictionary: bool) -> WindowAggregate {
+fn spec(
+    shape: WindowShape,
+    keys: &[usize],
+    calls: &[&str],
+    dictionary: bool,
+) -> WindowAggregateSpec {
     let calls: Vec<AggregateCall> = calls.iter().map(|text| call(text)).collect();
     let mut fields: Vec<Field> =
         keys.iter().map(|at| Field::new(format!("key{at}"), DataType::Utf8, true)).collect();
     fields.push(Field::new("window_start", time_type(), false));
     fields.push(Field::new("window_end", time_type(), false));
     fields.extend(calls.iter().map(|call| Field::new("call", call.output.clone(), true)));
-    WindowAggregate::new(WindowAggregateSpec {
+    WindowAggregateSpec {
         shape,
         time: 1,
         keys: keys.to_vec(),
@@ -71,8 +77,11 @@ fn window(shape: WindowShape, keys: &[usize], calls: &[&str], dictionary: bool) 
         collect_late: true,
         input: input(dictionary),
         output: Arc::new(Schema::new(fields)),
-    })
-    .unwrap()
+    }
+}
+
+fn window(shape: WindowShape, keys: &[usize], calls: &[&str], dictionary: bool) -> WindowAggregate {
+    WindowAggregate::new(spec(shape, keys, calls, dictionary)).unwrap()
 }
 
 /// A chunk as the engine would make it: provenance only where a row is a straggler.

@@ -167,5 +167,6 @@ fn filters_are_offered_to_the_source_where_lateness_cannot_tell() {
 
 
         [ts > 1704067200000]
-    "#]].assert_eq(&got.join("\n"));
+    "#]]
+    .assert_eq(&got.join("\n"));
 }

@@ -13,17 +13,17 @@ const KEYS: [&str; 5] = ["a", "b", "ab", "-", "c"];
 type Step = (usize, usize, i64, i32);
 
 #[derive(Clone, Debug)]
-struct Case {
-    shape: WindowShape,
+pub(super) struct Case {
+    pub(super) shape: WindowShape,
     delay: Millis,
-    dictionary: bool,
+    pub(super) dictionary: bool,
     extremes: bool,
     /// Per epoch: rows, and a split that is idle.
     epochs: Vec<(Vec<Step>, Option<usize>)>,
     /// Seeds of chunking.
-    cuts: Vec<usize>,
+    pub(super) cuts: Vec<usize>,
     /// The epoch after which all is snapshotted, and whether two cores go on.
-    stop: usize,
+    pub(super) stop: usize,
     split: bool,
 }
 
@@ -48,7 +48,7 @@ fn shapes() -> impl Strategy<Value = WindowShape> {
     ]
 }
 
-fn cases() -> impl Strategy<Value = Case> {
+pub(super) fn cases() -> impl Strategy<Value = Case> {
     let row = (0..3_usize, 0..KEYS.len(), -25..35_i64, -40..40_i32);
     let epoch = (prop::collection::vec(row, 0..12), prop::option::of(0..3_usize));
     (
@@ -74,7 +74,7 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 /// Rows with their marks, and W, epoch by epoch, as a source with three splits gives them.
-fn stream(case: &Case) -> Vec<(Vec<Row>, Millis)> {
+pub(super) fn stream(case: &Case) -> Vec<(Vec<Row>, Millis)> {
     let mut greatest = [MARK_NONE; 3];
     let (mut watermark, mut clock) = (MARK_NONE, 0);
     let mark = |greatest: Millis| {
@@ -137,7 +137,7 @@ const SUMS: [&str; 5] = ["rows", "sum", "avg", "count distinct", "var"];
 const EXTREMES: [&str; 6] = ["rows", "sum", "avg", "count distinct", "min", "max"];
 
 /// What each epoch gives: firings in order, late rows sorted.
-fn oracle(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
+pub(super) fn oracle(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
     type Windows = BTreeMap<(Millis, Vec<u8>), (String, Millis, Vec<f64>)>;
     let (mut open, mut before, mut all) = (Windows::new(), MARK_NONE, Vec::new());
     for (rows, watermark) in stream(case) {
@@ -177,9 +177,12 @@ fn oracle(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
     all
 }
 
+pub(super) fn calls_of(case: &Case) -> &'static [&'static str] {
+    if case.extremes { &EXTREMES } else { &SUMS }
+}
+
 fn fresh(case: &Case) -> WindowAggregate {
-    let calls: &[&str] = if case.extremes { &EXTREMES } else { &SUMS };
-    window(case.shape, &[0], calls, case.dictionary)
+    window(case.shape, &[0], calls_of(case), case.dictionary)
 }
 
 fn group_of(key: &str) -> u8 {
