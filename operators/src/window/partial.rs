@@ -5,11 +5,11 @@
 //! in the same state as if the rows themselves had come.
 //!
 //! # Argument
-//! Aggregates are exact and mergeable, so a group may be added as a whole. Only rows of one pane are
-//! added up, and only in chunks without stragglers in which every time is above W(e − 1): such rows
-//! are late for no window, so each waits for the first end over its pane, wherever it is added.
-//! What was added up in epoch e is given out at its end, before the window behind fires. Nothing is
-//! kept beyond an epoch but W.
+//! Aggregates are exact and mergeable, so a group may be added as a whole. Only rows of one pane
+//! are added up, and only in chunks without stragglers in which every time is above W(e − 1): such
+//! rows are late for no window, so each waits for the first end over its pane, wherever it is
+//! added. What was added up in epoch e is given out at its end, before the window behind fires.
+//! Nothing is kept beyond an epoch but W.
 //!
 //! # Form
 //! A partial chunk has the columns of the input, and behind them the aggregates' state. Keys are in
