@@ -19,7 +19,8 @@
 use arrow::datatypes::{DataType, TimeUnit};
 use weir_engine::connector::Pushed;
 
-use crate::plan::{BinaryOp, Datum, Input, Node, PlanNode, Port, Scalar, ScalarKind, SourcePlan};
+use crate::bind::inputs_of;
+use crate::plan::{BinaryOp, Datum, Node, PlanNode, Port, Scalar, ScalarKind, SourcePlan};
 
 /// Finds the predicates of all sources of a plan.
 pub(crate) fn push(nodes: &mut [PlanNode]) {
@@ -65,7 +66,7 @@ fn offered(nodes: &[PlanNode], at: usize, source: &SourcePlan) -> Vec<Pushed> {
 fn only_reader(nodes: &[PlanNode], of: usize) -> Option<usize> {
     let mut found = None;
     for (at, node) in nodes.iter().enumerate() {
-        for input in inputs(&node.node).into_iter().filter(|input| input.node == of) {
+        for input in inputs_of(&node.node).into_iter().filter(|input| input.node == of) {
             if found.is_some() || input.port != Port::Rows {
                 return None;
             }
@@ -73,19 +74,6 @@ fn only_reader(nodes: &[PlanNode], of: usize) -> Option<usize> {
         }
     }
     found
-}
-
-fn inputs(node: &Node) -> Vec<Input> {
-    match node {
-        Node::Source(_) => Vec::new(),
-        Node::RowWise { input, .. } | Node::Window { input, .. } | Node::Sink { input, .. } => {
-            vec![*input]
-        }
-        Node::TemporalJoin { left, right, .. } | Node::WindowVersionJoin { left, right, .. } => {
-            vec![*left, *right]
-        }
-        Node::Union { inputs } => inputs.clone(),
-    }
 }
 
 fn conjuncts(scalar: &Scalar, out: &mut Vec<Scalar>) {

@@ -6,9 +6,9 @@
 //!
 //! # Why units are parts of a row group
 //! A unit's rows are all in memory before the first can go on, so it holds about `UNIT_BYTES`
-//! decoded. A unit goes on with the reader that the unit before it has left. The compressed bytes of
-//! the columns that a query needs are read once a row group, by the first unit that needs them, if
-//! they are no more than `PREFETCH_BYTES_MAX`; else page by page.
+//! decoded. A unit goes on with the reader that the unit before it has left. The compressed bytes
+//! of the columns that a query needs are read once a row group, by the first unit that needs them,
+//! if they are no more than `PREFETCH_BYTES_MAX`; else page by page.
 //!
 //! # Text
 //! Where all pages of a text column are dictionary-encoded it is given as a dictionary, whose
