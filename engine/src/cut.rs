@@ -42,6 +42,8 @@ pub struct SplitFacts {
     pub state: SplitState,
     /// Event time that it advanced by in this epoch: how far its neighbours may run ahead.
     pub stride: Millis,
+    /// Offsets that its server had forgotten before they were read: the size of all gaps so far.
+    pub lost: u64,
 }
 
 /// One worker's part of a cut.
@@ -234,7 +236,7 @@ mod tests {
     }
 
     fn facts(number: u64, mark: Millis, state: SplitState) -> SplitFacts {
-        SplitFacts { split: split(number), offset: 0, mark, state, stride: 0 }
+        SplitFacts { split: split(number), offset: 0, mark, state, stride: 0, lost: 0 }
     }
 
     fn two() -> CutState {

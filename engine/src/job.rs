@@ -60,6 +60,8 @@ pub struct SourceCounters {
     pub bad: AtomicU64,
     /// Rows stamped too far in the future.
     pub future: AtomicU64,
+    /// Offsets that a server had forgotten before they were read.
+    pub lost: AtomicU64,
     /// Bytes of good rows, decoded.
     pub bytes: AtomicU64,
 }

@@ -228,6 +228,7 @@ pub struct SplitQueue {
     at_end: AtomicBool,
     connected: AtomicBool,
     lag_rows: AtomicU64,
+    offsets_lost: AtomicU64,
     notice: Mutex<Option<String>>,
 }
 
@@ -251,6 +252,7 @@ impl SplitQueue {
             at_end: AtomicBool::new(false),
             connected: AtomicBool::new(true),
             lag_rows: AtomicU64::new(0),
+            offsets_lost: AtomicU64::new(0),
             notice: Mutex::new(None),
         })
     }
@@ -338,6 +340,12 @@ impl SplitQueue {
         self.lag_rows.store(rows, Ordering::Relaxed);
     }
 
+    /// Says that the server has forgotten this many offsets, and that reading goes on behind them:
+    /// a gap, which the cut records.
+    pub fn skipped(&self, offsets: u64) {
+        self.offsets_lost.fetch_add(offsets, Ordering::Relaxed);
+    }
+
     /// What a person should know about the split now (`retrying: connection refused`), or nothing.
     pub fn notice(&self, text: Option<String>) {
         *self.notice.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = text;
@@ -412,6 +420,11 @@ impl SplitQueue {
     pub fn report(&self) -> (u64, Option<String>) {
         let notice = self.notice.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         (self.lag_rows.load(Ordering::Relaxed), notice.clone())
+    }
+
+    /// Offsets in all gaps so far.
+    pub fn offsets_lost(&self) -> u64 {
+        self.offsets_lost.load(Ordering::Relaxed)
     }
 
     /// Nobody will take anything any more.

@@ -396,6 +396,19 @@ fn offsets_that_are_gone_end_the_job_unless_they_may_be_skipped() {
     let offsets: Vec<&str> =
         rows.lines().filter_map(|l| l.trim().split_once(": ").map(|(o, _)| o)).collect();
     assert_eq!(offsets, ["6", "7", "8", "9", "0", "1", "2"]);
+
+    // The gap is said, for the cut to record: offsets 2 to 5.
+    let source = source(&topic.table(&[N], &skipping));
+    let queues = queues(source.as_ref(), QUEUE_BYTES_MAX);
+    let handle = source.open(queues.clone()).unwrap();
+    for queue in &queues {
+        to_the_end(queue).unwrap();
+    }
+    assert_eq!(queues.iter().map(|q| q.offsets_lost()).collect::<Vec<_>>(), [4, 0]);
+    assert!(
+        queues[0].report().1.unwrap().starts_with("skipped: the broker does not have offset 2")
+    );
+    drop(handle);
 }
 
 #[test]
@@ -417,6 +430,68 @@ fn a_broker_that_was_never_reached_ends_it() {
     assert!(error.message.contains("127.0.0.1:9 of table `t`"), "{error}");
     assert!(error.message.contains("Connection refused"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(22), "{:?}", began.elapsed());
+}
+
+/// A table on the listener that wants TLS and a password.
+fn secured(topic: &Topic, options: &[(&str, &str)]) -> TableSpec {
+    let variable = |name: &str| {
+        std::env::var(name)
+            .unwrap_or_else(|_| panic!("{name} is not set: `cargo xtask services up kafka`"))
+    };
+    let ca = variable("WEIR_TEST_KAFKA_SASL_CA");
+    let user = variable("WEIR_TEST_KAFKA_SASL_USER");
+    let secret = variable("WEIR_TEST_KAFKA_SASL_SECRET");
+    let mut all = vec![
+        BOUNDED,
+        ("properties.security.protocol", "SASL_SSL"),
+        ("properties.ssl.ca.location", ca.as_str()),
+        ("properties.sasl.username", user.as_str()),
+        ("properties.sasl.password", secret.as_str()),
+    ];
+    all.extend(options);
+    table(&topic.name, &variable("WEIR_TEST_KAFKA_SASL"), &[N], &all)
+}
+
+#[test]
+fn tls_and_passwords_of_each_mechanism() {
+    let topic = Topic::of(1);
+    topic.send_many(0, 0..3);
+    topic.sent();
+    let plain_text = read(&topic.table(&[N], &[BOUNDED])).unwrap();
+    let jaas = "org.apache.kafka.common.security.plain.PlainLoginModule required \
+                username=\"weir\" password=\"weir-secret\";";
+    for options in [
+        &[("properties.sasl.mechanism", "PLAIN")][..],
+        &[("properties.sasl.mechanism", "PLAIN"), ("properties.sasl.jaas.config", jaas)],
+        &[("properties.sasl.mechanisms", "SCRAM-SHA-512")],
+    ] {
+        let rows = |text: &str| text.lines().filter(|l| l.contains("came")).count();
+        let came = read(&secured(&topic, options)).unwrap();
+        assert_eq!(rows(&came), 3, "{came}");
+        assert_eq!(rows(&plain_text), 3);
+    }
+}
+
+#[test]
+fn a_wrong_password_or_certificate_ends_it_and_is_not_shown() {
+    let topic = Topic::of(1);
+    for mechanism in ["PLAIN", "SCRAM-SHA-512"] {
+        let wrong = [
+            ("properties.sasl.mechanism", mechanism),
+            ("properties.sasl.password", "Zaunkoenig-77"),
+        ];
+        let error = source(&secured(&topic, &wrong)).splits().unwrap_err();
+        assert_eq!(error.remedy, Remedy::Reconfigure, "{error}");
+        assert!(error.message.contains("refuses to authenticate table `t`"), "{error}");
+        assert!(!format!("{error:?}").contains("Zaunkoenig"), "{error:?}");
+    }
+    let mut spec = secured(&topic, &[("properties.sasl.mechanism", "PLAIN")]);
+    spec.options.remove("properties.ssl.ca.location");
+    let began = Instant::now();
+    let error = source(&spec).splits().unwrap_err();
+    assert_eq!(error.remedy, Remedy::Reconfigure, "{error}");
+    assert!(error.message.contains("certificate"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(12), "it was tried again and again");
 }
 
 #[test]

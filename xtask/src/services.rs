@@ -43,7 +43,7 @@ const LOG_LINES_SHOWN: usize = 25;
 /// A kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Apache Kafka, one node in KRaft mode.
+    /// Apache Kafka, one node in KRaft mode, with a plain listener and one with TLS and passwords.
     Kafka,
     /// Mosquitto with a plain, a password, a TLS and a mutual TLS listener.
     Mosquitto,

@@ -259,7 +259,10 @@ impl Driver {
         let now = self.control.clock.now();
         let mut splits = Vec::new();
         let first = self.epoch == 0;
-        let readings = self.sources.iter_mut().flat_map(|s| s.readings.iter_mut());
+        let mut readings: Vec<_> =
+            self.sources.iter_mut().flat_map(|s| s.readings.iter_mut()).collect();
+        readings.iter_mut().for_each(|r| r.note_gaps());
+        let readings = readings.into_iter();
         readings.filter(|r| r.changed || first).for_each(|r| r.facts(&mut splits));
         let quiet = splits.is_empty() && self.rows_here == 0;
         if always || !quiet {

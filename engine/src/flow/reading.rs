@@ -38,6 +38,7 @@ pub(crate) struct Reading {
     marks: BTreeMap<SplitId, (SplitMark, u64)>,
     hold: Millis,
     stride: Millis,
+    lost: u64,
     pub(crate) quiet_since: Option<Millis>,
 }
 
@@ -61,6 +62,7 @@ impl Reading {
             marks,
             hold: MARK_NONE,
             stride: 0,
+            lost: 0,
             quiet_since: None,
         }
     }
@@ -92,17 +94,27 @@ impl Reading {
     /// What the cut says of it; the stride starts again.
     pub(crate) fn facts(&mut self, out: &mut Vec<SplitFacts>) {
         let stride = std::mem::take(&mut self.stride);
-        let (state, hold) = (self.state, self.hold);
+        let (state, hold, lost) = (self.state, self.hold, self.lost);
         let waiting = state == SplitState::Waiting;
         for (split, (mark, offset)) in &self.marks {
             let mark = if waiting { hold } else { mark.mark().max(hold) };
-            out.push(SplitFacts { split: *split, offset: *offset, mark, state, stride });
+            out.push(SplitFacts { split: *split, offset: *offset, mark, state, stride, lost });
         }
         if !self.marks.contains_key(&self.id) {
             let mark = self.mark();
-            out.push(SplitFacts { split: self.id, offset: 0, mark, state, stride });
+            out.push(SplitFacts { split: self.id, offset: 0, mark, state, stride, lost });
         }
         self.changed = false;
+    }
+
+    /// Learns of offsets that the server had forgotten: the next cut records the gap.
+    pub(crate) fn note_gaps(&mut self) {
+        let lost = self.queue.offsets_lost();
+        let fresh = lost.saturating_sub(self.lost);
+        if fresh > 0 {
+            self.counters.lost.fetch_add(fresh, Ordering::Relaxed);
+            (self.lost, self.changed) = (lost, true);
+        }
     }
 
     /// Offsets reached, as the source numbers its splits.

@@ -18,6 +18,10 @@ pub(super) fn of(topic: &Topic, error: &KafkaError, reason: Option<&str>) -> Con
             format!("the Kafka broker {servers} refuses to authenticate table `{table}`: {said}"),
         )
         .hint("check 'properties.sasl.username' and 'properties.sasl.password'"),
+        Some(Code::SSL) if is_untrusted(&said) => ConnectorError::reconfigure(format!(
+            "the Kafka broker {servers} of table `{table}` cannot be trusted: {said}"
+        ))
+        .hint("'properties.ssl.ca.location' names the PEM file of the authority that it is of"),
         Some(Code::TopicAuthorizationFailed) => ConnectorError::reconfigure(format!(
             "table `{table}` may not read the topic `{name}` at {servers}"
         ))
@@ -33,6 +37,11 @@ pub(super) fn of(topic: &Topic, error: &KafkaError, reason: Option<&str>) -> Con
         }
         _ => ConnectorError::retry(said),
     }
+}
+
+/// Whether a handshake failed because of a certificate; others may pass (a broker that restarts).
+fn is_untrusted(said: &str) -> bool {
+    said.contains("certificate verify failed") || said.contains("certificate could not be verified")
 }
 
 /// Whether the client's own repetitions will not help.

@@ -91,7 +91,8 @@ weir_connect::options! {
         /// Where reading ends; `latest-offset` is what is there when the job is planned.
         pub bounded_mode: BoundedMode = "scan.bounded.mode", default "unbounded";
         /// What happens when the broker no longer has an offset: the job ends (`fail`), or goes on
-        /// with the oldest message there is (`skip`).
+        /// with the oldest message there is (`skip`), counts what was lost and keeps the gap in its
+        /// cuts.
         pub offset_lost: OffsetLost = "scan.offset-lost", default "fail";
         /// Accepted because Flink has it. Partitions are listed once, when the job starts.
         pub discovery: Option<String> =

@@ -84,6 +84,7 @@ impl Reading {
             began: Instant::now(),
             looked: None,
             reached: false,
+            outage: false,
         };
         let thread = std::thread::Builder::new().name(format!("kafka-{}", topic.table));
         let thread = thread.spawn(move || reader.run()).map_err(|e| {
@@ -145,8 +146,9 @@ impl SourceHandle for Reading {
                 tracing::warn!(%error, partition, "an offset cannot be committed");
             }
         }
+        // What the broker makes of it is told to the watch later.
         if let Err(error) = self.client.commit(&list, CommitMode::Async) {
-            tracing::warn!(%error, topic = %self.topic.name, "offsets cannot be committed");
+            self.client.context().committed(Err(error));
         }
     }
 
@@ -312,6 +314,8 @@ struct Reader {
     began: Instant,
     looked: Option<Instant>,
     reached: bool,
+    /// Whether an outage that lasts has been logged.
+    outage: bool,
 }
 
 /// Tells the queues should the thread panic: a job must not wait for ever.
@@ -405,6 +409,7 @@ impl Reader {
             tracing::warn!(topic = %name, partition = number, next, low, "offsets skipped");
             partition.flush();
             partition.gathering.skip_to(low.cast_unsigned());
+            partition.queue.skipped(low.cast_unsigned() - next);
             partition.queue.notice(Some(format!("skipped: {what}")));
             self.assign_again();
             return;
@@ -453,9 +458,17 @@ impl Reader {
             }
             self.reached |= up;
         }
+        let target = self.topic.described();
         if all_up {
             watch.no_trouble();
-        } else if !self.reached && now >= self.began + NEVER_REACHED_MAX {
+            if std::mem::take(&mut self.outage) {
+                tracing::warn!(%target, "reached again");
+            }
+        } else if let Some((_, reason)) = watch.trouble().filter(|_| !self.outage) {
+            tracing::warn!(%target, error = %reason, "failed; trying again");
+            self.outage = true;
+        }
+        if !all_up && !self.reached && now >= self.began + NEVER_REACHED_MAX {
             self.give_up();
         }
     }

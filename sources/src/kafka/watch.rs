@@ -7,6 +7,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,11 +33,18 @@ pub(super) struct Watch {
     topic: String,
     seen: Mutex<Seen>,
     wake: Condvar,
+    /// Whether commits fail, and that has been logged.
+    commits_fail: AtomicBool,
 }
 
 impl Watch {
     pub(super) fn on(topic: &str) -> Watch {
-        Watch { topic: topic.to_owned(), seen: Mutex::default(), wake: Condvar::new() }
+        Watch {
+            topic: topic.to_owned(),
+            seen: Mutex::default(),
+            wake: Condvar::new(),
+            commits_fail: AtomicBool::new(false),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -54,6 +62,15 @@ impl Watch {
         let waited = self.wake.wait_timeout_while(self.lock(), time, |seen| !seen.news);
         let (mut seen, _) = waited.unwrap_or_else(PoisonError::into_inner);
         seen.news = false;
+    }
+
+    /// Says what came of a commit; logged once until one works again.
+    pub(super) fn committed(&self, result: KafkaResult<()>) {
+        let failed = result.is_err();
+        let before = self.commits_fail.swap(failed, Ordering::Relaxed);
+        if let (Err(error), false) = (result, before) {
+            tracing::warn!(topic = %self.topic, %error, "offsets are not committed to the broker");
+        }
     }
 
     /// The newest error, and what was said. It stays.
@@ -109,8 +126,6 @@ impl ClientContext for Watch {
 
 impl ConsumerContext for Watch {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::warn!(topic = %self.topic, %error, "offsets were not committed to the broker");
-        }
+        self.committed(result);
     }
 }

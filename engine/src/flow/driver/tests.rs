@@ -208,3 +208,19 @@ fn streams_wait_for_the_tables_that_are_read_first() {
     rig.pass(50, ALL_ACCEPTED);
     assert_eq!((rig.rows, rig.watermark(0)), (4, 95));
 }
+
+#[test]
+fn a_gap_is_in_the_cut_and_in_the_counters() {
+    let mut rig = Rig::live(&[false]);
+    rig.push(0, 0, &[100]);
+    rig.pass(50, ALL_ACCEPTED);
+    rig.queues[0].skipped(7);
+    rig.pass(1_100, ALL_ACCEPTED);
+    rig.push(0, 8, &[200]);
+    rig.pass(50, ALL_ACCEPTED);
+    let known = rig.known.borrow();
+    let facts = known.state.splits().next().unwrap().2;
+    assert_eq!((facts.offset, facts.lost), (9, 7));
+    let (_, counters) = rig.driver.control.sources().pop().unwrap();
+    assert_eq!(counters.lost.load(std::sync::atomic::Ordering::Relaxed), 7);
+}
