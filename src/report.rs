@@ -15,6 +15,8 @@ pub struct SourceReport {
     pub bad: u64,
     /// Rows stamped too far in the future.
     pub future: u64,
+    /// Offsets that a server had forgotten before they were read.
+    pub lost: u64,
 }
 
 /// Counters of an operator.
@@ -49,6 +51,8 @@ pub struct SinkReport {
     pub commits: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Rows that the target cannot hold, and that were left out.
+    pub refused: u64,
     /// Digest of the rows, in hexadecimal.
     pub digest: String,
 }
@@ -73,7 +77,7 @@ impl JobReport {
     pub fn of(control: &JobControl) -> JobReport {
         let sources = control.sources().into_iter().map(|(name, c)| {
             let (rows, bad, future) = (get(&c.rows), get(&c.bad), get(&c.future));
-            (name, SourceReport { rows, bad, future })
+            (name, SourceReport { rows, bad, future, lost: get(&c.lost) })
         });
         let operators = control.operators().into_iter().map(|(name, c)| {
             let by_worker = c.rows_by_worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,6 +100,7 @@ impl JobReport {
                 rows: get(&c.report.rows),
                 commits: get(&c.report.commits),
                 bytes: get(&c.report.bytes),
+                refused: get(&c.report.refused),
                 digest: format!("{digest:032x}"),
             };
             (name, report)
@@ -113,6 +118,7 @@ impl JobReport {
             mine.1.rows += theirs.1.rows;
             mine.1.bad += theirs.1.bad;
             mine.1.future += theirs.1.future;
+            mine.1.lost += theirs.1.lost;
         }
         for (mine, theirs) in self.operators.iter_mut().zip(&other.operators) {
             for (worker, rows) in &theirs.1.rows_by_worker {
@@ -133,6 +139,7 @@ impl JobReport {
             mine.1.rows += theirs.1.rows;
             mine.1.commits += theirs.1.commits;
             mine.1.bytes += theirs.1.bytes;
+            mine.1.refused += theirs.1.refused;
             let number = |text: &str| u128::from_str_radix(text, 16).unwrap_or(0);
             let sum = number(&mine.1.digest).wrapping_add(number(&theirs.1.digest));
             mine.1.digest = format!("{sum:032x}");
@@ -144,7 +151,11 @@ impl JobReport {
         let mut text = String::new();
         for (table, s) in &self.sources {
             let _ = write!(text, "source   {table}: {} rows", s.rows);
-            let _ = write!(text, "{}", counted(&[(s.bad, "bad"), (s.future, "future")]));
+            let _ = write!(
+                text,
+                "{}",
+                counted(&[(s.bad, "bad"), (s.future, "future"), (s.lost, "lost")])
+            );
             text.push('\n');
         }
         for (name, o) in &self.operators {
@@ -161,7 +172,9 @@ impl JobReport {
             }
         }
         for (table, s) in &self.sinks {
-            let _ = writeln!(text, "sink     {table}: {} rows, {} commits", s.accepted, s.commits);
+            let refused = counted(&[(s.refused, "refused")]);
+            let (rows, commits) = (s.accepted, s.commits);
+            let _ = writeln!(text, "sink     {table}: {rows} rows, {commits} commits{refused}");
         }
         text
     }

@@ -75,6 +75,8 @@ pub struct SinkReport {
     pub commits: AtomicU64,
     /// Bytes written.
     pub bytes: AtomicU64,
+    /// Rows that the target cannot hold: data errors, counted and left out.
+    pub refused: AtomicU64,
     notice: Mutex<Option<String>>,
     given_up: AtomicBool,
 }

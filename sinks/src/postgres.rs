@@ -19,8 +19,10 @@
 //! bytea, and so on; ARRAY, ROW and MAP are jsonb. Nanoseconds are cut to PostgreSQL's
 //! microseconds.
 //!
-//! # Limits
-//! PostgreSQL takes no NUL character in text: such a row ends the job with the server's message.
+//! # Rows that cannot be held
+//! PostgreSQL takes no NUL character in text. Such a row is a data error: it is left out and
+//! counted as refused, or goes in with U+FFFD for each NUL (`text.nul-character`). It never ends
+//! the job.
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +40,7 @@ use writer::Writer;
 mod address;
 mod copy;
 mod group;
+mod nul;
 mod schema;
 mod session;
 mod tls;
@@ -56,6 +59,16 @@ weir_connect::choices! {
         VerifyCa = "verify-ca",
         /// Encrypted, with a certificate of a trusted authority for the server's name.
         VerifyFull = "verify-full",
+    }
+}
+
+weir_connect::choices! {
+    /// What becomes of a row whose text holds a NUL character.
+    pub enum OnNul {
+        /// It is left out and counted.
+        Refuse = "refuse",
+        /// The replacement character takes its place.
+        Replace = "replace",
     }
 }
 
@@ -88,6 +101,10 @@ weir_connect::options! {
         pub shards: NonZeroU32 = "sink.shards", default "1";
         /// Whether a table that does not exist is created.
         pub create: bool = "table.create", default "true";
+        /// What becomes of a row whose text holds a NUL character, which PostgreSQL cannot store:
+        /// it is left out and counted (`refuse`), or U+FFFD takes the place of the NUL
+        /// (`replace`; not in ARRAY, ROW and MAP).
+        pub on_nul: OnNul = "text.nul-character", default "refuse";
         /// Time column of the hypertable. Without it: the event-time column, else the only
         /// TIMESTAMP column of the primary key.
         pub time_column: Option<String> = "timescaledb.time-column", optional;

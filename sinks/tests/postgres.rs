@@ -224,6 +224,25 @@ fn a_table_that_does_not_fit_is_refused_with_all_its_faults() {
     assert_eq!(error.remedy, Remedy::Reconfigure, "{error}");
 }
 
+#[test]
+fn a_nul_character_ends_no_job() {
+    for (choice, expected) in
+        [("refuse", "1|a\n3|c\n4|d"), ("replace", "1|a\n2|\u{fffd}b\n3|c\n4|d")]
+    {
+        sql("DROP TABLE IF EXISTS nuls");
+        let spec = spec("nuls", &kv(&[]), &["k"], &[("text.nul-character", choice)]);
+        let (mut out, report) = open(&spec);
+        out.write(1, kv(&[(1, "a"), (2, "\0b"), (3, "c")]), None).unwrap();
+        out.end_epoch(1, 0).unwrap();
+        out.write(2, kv(&[(4, "d"), (2, "\0b")]), diffs(&[1, 1])).unwrap();
+        out.end_epoch(2, 0).unwrap();
+        out.finish().unwrap();
+        assert_eq!(sql("SELECT * FROM nuls ORDER BY k"), expected);
+        let refused = report.refused.load(Ordering::Relaxed);
+        assert_eq!(refused, if choice == "refuse" { 2 } else { 0 });
+    }
+}
+
 /// Passes bytes on to the server; `cut` ends all connections and takes no more until `mend`.
 struct Proxy {
     port: u16,

@@ -10,6 +10,7 @@
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
@@ -18,6 +19,7 @@ use weir_engine::time::{Epoch, Millis};
 
 use super::Plan;
 use super::group::Group;
+use super::nul;
 use super::session::Session;
 
 /// A transaction should not take longer.
@@ -82,6 +84,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Counts rows that PostgreSQL cannot hold; says so at the first, the tenth, the hundredth.
+    fn refuse(&self, epoch: Epoch, count: usize) {
+        let before = self.report.refused.fetch_add(count as u64, Ordering::Relaxed);
+        let after = before + count as u64;
+        if before.checked_ilog10() != after.checked_ilog10() {
+            tracing::warn!(
+                table = %self.plan.table,
+                epoch,
+                rows = after,
+                "rows left out: their text holds a NUL character, which PostgreSQL cannot store"
+            );
+        }
+    }
+
     fn adapt(&mut self, took: Duration) {
         let rows_max = self.plan.options.rows_max.get() as usize;
         if took > TRANSACTION_AIM {
@@ -114,6 +130,12 @@ impl SinkWriter for Writer {
         if backwards && !self.plan.target.has_key() {
             let message = "rows cannot be taken back without a primary key";
             return Err(self.plan.blamed(ConnectorError::fatal(message)));
+        }
+        let on_nul = self.plan.options.on_nul;
+        let ((rows, diffs), refused) = nul::fit((rows, diffs), on_nul)
+            .map_err(|e| ConnectorError::fatal(format!("rows for PostgreSQL: {e}")))?;
+        if !refused.is_empty() {
+            self.refuse(epoch, refused.len());
         }
         if rows.num_rows() > 0 {
             self.waiting_since.get_or_insert_with(Instant::now);
