@@ -154,13 +154,26 @@ fn start(assignment: &Assignment) -> Result<Running, String> {
     let err = child.stderr.take();
     let stderr = thread::spawn(move || {
         let mut said = String::new();
-        if let Some(mut err) = err {
-            // What can be read of it is what is shown.
-            let _ = err.read_to_string(&mut said);
+        let Some(err) = err else { return said };
+        for line in BufReader::new(err).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            if is_logged(&line) {
+                eprintln!("{line}");
+            }
+            said.push_str(&line);
+            said.push('\n');
         }
         said
     });
     Ok(Running { child, stdin, stdout, stderr })
+}
+
+/// Whether a child has logged this line: a time and a level begin it. What else it says is kept
+/// for the case that it fails.
+fn is_logged(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let time = words.next().is_some_and(|word| word.starts_with("20") && word.ends_with('Z'));
+    time && words.next().is_some_and(|level| ["WARN", "ERROR", "INFO"].contains(&level))
 }
 
 /// Waits for all; gives the first that failed, after which the others are ended.
@@ -243,4 +256,16 @@ fn run_child() -> Result<(), Vec<Trouble>> {
     let text = serde_json::to_string(&reports).map_err(|e| broken(e.to_string()))?;
     crate::cli::out(&format!("{REPORT}{text}\n"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_child_logs_is_told_from_what_it_says_when_it_fails() {
+        assert!(is_logged("2026-01-02T03:04:05.000006Z  WARN weir_connect::retry: failed"));
+        assert!(!is_logged("thread 'main' panicked at src/main.rs:1:1:"));
+        assert!(!is_logged("weir-trouble [{\"message\":\"20Z WARN\"}]"));
+    }
 }

@@ -25,6 +25,8 @@ pub const WAIT_FIRST: Duration = Duration::from_millis(100);
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
 /// A server that has not been reached after this time counts as not there.
 pub const NEVER_REACHED_MAX: Duration = Duration::from_secs(15);
+/// Errors that change faster than this are not all logged.
+const LOG_EVERY_MIN: Duration = Duration::from_secs(10);
 /// How long a wait goes on after somebody has asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
@@ -77,6 +79,8 @@ pub struct Retrying<'a> {
     never_reached_max: Duration,
     reached: bool,
     failing_since: Option<Instant>,
+    /// The error that was logged last, and when.
+    logged: Option<(String, Instant)>,
 }
 
 impl<'a> Retrying<'a> {
@@ -98,6 +102,7 @@ impl<'a> Retrying<'a> {
             never_reached_max: NEVER_REACHED_MAX,
             reached: false,
             failing_since: None,
+            logged: None,
         }
     }
 
@@ -115,6 +120,7 @@ impl<'a> Retrying<'a> {
 
     /// It worked: the notice goes, and the next failure waits the shortest time again.
     pub fn succeeded(&mut self) {
+        self.logged = None;
         if let Some(since) = self.failing_since.take() {
             if self.reached {
                 let seconds = since.elapsed().as_secs_f64();
@@ -139,11 +145,8 @@ impl<'a> Retrying<'a> {
         if error.remedy != Remedy::Retry {
             return Err(error);
         }
-        let since = *self.failing_since.get_or_insert_with(|| {
-            // Once an outage, not once an attempt: the notice shows the rest.
-            tracing::warn!(target = %self.what, error = %error.message, "failed; trying again");
-            now
-        });
+        let since = *self.failing_since.get_or_insert(now);
+        self.log(&error.message, now);
         let lasted = now.saturating_duration_since(since);
         let wait = self.backoff.wait();
         if !self.reached && lasted + wait > self.never_reached_max {
@@ -158,6 +161,17 @@ impl<'a> Retrying<'a> {
             error.message
         )));
         Ok(wait)
+    }
+
+    /// Once a change, not once an attempt: the notice shows the rest, where there is a terminal.
+    fn log(&mut self, error: &str, now: Instant) {
+        let quiet = self.logged.as_ref().is_some_and(|(said, at)| {
+            said == error || now.saturating_duration_since(*at) < LOG_EVERY_MIN
+        });
+        if !quiet {
+            tracing::warn!(target = %self.what, error, "failed; trying again");
+            self.logged = Some((error.to_owned(), now));
+        }
     }
 
     fn never_reached(&self, error: &ConnectorError, lasted: Duration) -> ConnectorError {

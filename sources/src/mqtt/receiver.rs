@@ -336,14 +336,18 @@ impl Receiver {
 
     fn too_large(&self, topic: &str, bytes: usize, n: u64) -> String {
         let limit = self.client.packet_bytes_max;
-        tracing::warn!(
-            table = self.client.table,
-            slot = self.slot,
-            topic,
-            bytes,
-            limit,
-            "message larger than 'packet.bytes-max': a bad row"
-        );
+        // The first, the tenth, the hundredth: a device that does it once does it all day.
+        if n.checked_ilog10() != (n - 1).checked_ilog10() {
+            tracing::warn!(
+                table = self.client.table,
+                slot = self.slot,
+                topic,
+                bytes,
+                limit,
+                messages = n,
+                "message larger than 'packet.bytes-max': a bad row"
+            );
+        }
         format!("{n} messages larger than 'packet.bytes-max' ({limit} bytes) are bad rows")
     }
 
