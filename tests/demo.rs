@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn demo(out: &Path, flags: &[&str]) -> Output {
     let weir = env!("CARGO_BIN_EXE_weir");
@@ -37,4 +38,54 @@ fn a_small_grid_is_shown_and_judged() {
     let again = demo(&out, &flags);
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("is not empty"));
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn ctrl_c_ends_it_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("grid");
+    let (log, said) = (folder.path().join("log"), folder.path().join("said"));
+    // At this speed it would take ten minutes.
+    let flags = ["--meters", "200", "--minutes", "100", "--speed", "10", "-q"];
+    let mut running = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["demo", "smart-grid", "--out"])
+        .arg(&out)
+        .args(flags)
+        .stdout(std::fs::File::create(&said).unwrap())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let until = |what: &str, holds: &mut dyn FnMut() -> bool| {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(60), "in vain: {what}: {}", read(&log));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let unfinished = |path: &PathBuf| path.to_string_lossy().ends_with(".inprogress");
+    until("rows in files", &mut || {
+        assert!(running.try_wait().unwrap().is_none(), "it has ended: {}", read(&log));
+        files(&out).iter().any(unfinished)
+    });
+    let interrupt = Command::new("kill").args(["-INT", &running.id().to_string()]).status();
+    assert!(interrupt.unwrap().success());
+    let mut status = None;
+    until("its end", &mut || {
+        status = running.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(0), "{}", read(&log));
+    assert!(read(&said).contains("hardened rule: "), "{}", read(&said));
+    let files = files(&out);
+    assert!(!files.iter().any(unfinished), "{files:?}");
+    assert!(files.iter().any(|path| path.extension().is_some_and(|e| e == "parquet")), "{files:?}");
 }

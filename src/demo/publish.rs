@@ -16,6 +16,8 @@ use super::stream::{RegionStream, Sent};
 const OPEN_MAX: u64 = 2_000;
 /// Messages due within this time travel together.
 const TOGETHER: Duration = Duration::from_millis(4);
+/// How long a gateway sleeps on after somebody has asked for the end.
+const STOP_LOOK: Duration = Duration::from_millis(100);
 /// How long the broker may take to acknowledge anything at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -131,10 +133,7 @@ fn send(
         if due > now {
             out.flush()?;
             progress.reached.fetch_max(message.sent, Ordering::Relaxed);
-            thread::sleep((due - now).max(TOGETHER));
-        }
-        if stop.load(Ordering::SeqCst) {
-            break;
+            rest_until(due.max(now + TOGETHER), stop);
         }
         if open.count() >= OPEN_MAX {
             out.flush()?;
@@ -143,11 +142,26 @@ fn send(
         packet_id = packet_id.checked_add(1).unwrap_or(1);
         open.add();
         out.write_all(&publication(&message.topic, packet_id, &message.payload))?;
+        // Not before: the stream counts as sent what it has given.
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
     }
     out.flush()?;
     open.wait_below(1)?;
     out.write_all(&[0xe0, 0])?;
     out.flush()
+}
+
+/// Sleeps, but not for long once somebody asks for the end.
+fn rest_until(due: Instant, stop: &AtomicBool) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() || stop.load(Ordering::SeqCst) {
+            return;
+        }
+        thread::sleep(left.min(STOP_LOOK));
+    }
 }
 
 /// Counts acknowledgements until the connection ends.
