@@ -4,10 +4,12 @@
 #[path = "mqtt/server.rs"]
 mod server;
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arrow::array::AsArray;
@@ -360,11 +362,37 @@ fn receives_until_it_is_killed() {
     }
 }
 
+/// Messages a second while receivers are killed.
+const KILLED_RATE: u64 = 5_000;
+/// What the publisher must reach on average for the test to have shown that.
+const KILLED_RATE_MIN: f64 = 4_000.0;
+
+/// Publishes `k/0`, `k/1` and so on at a steady rate until it is told to end, and waits until the
+/// broker has them. Says how many there are, and how many were sent a second.
+fn publish_steadily(address: &str, end: &AtomicBool) -> (u64, f64) {
+    let mut publisher = Publisher::connect(address);
+    let (begun, mut n) = (Instant::now(), 0);
+    while !end.load(Ordering::Relaxed) {
+        publisher.publish(&format!("k/{n}"), format!("{{\"n\":{n}}}").as_bytes(), 1);
+        n += 1;
+        if n % 50 == 0 {
+            publisher.flush();
+            let due = Duration::from_secs(1) * n as u32 / KILLED_RATE as u32;
+            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        }
+    }
+    publisher.flush();
+    let rate = n as f64 / begun.elapsed().as_secs_f64();
+    publisher.finish();
+    (n, rate)
+}
+
+/// Five kills; `WEIR_TEST_KILLS=50` makes it as many as the issue asks for.
 #[test]
 fn killed_at_any_moment_it_has_what_it_acknowledged() {
     let kills: u32 = std::env::var("WEIR_TEST_KILLS").map_or(5, |n| n.parse().unwrap());
     let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let broker = Mosquitto::start(folder.path(), "log_type all\nmax_inflight_messages 100");
+    let broker = Mosquitto::start(folder.path(), "log_type all\nmax_inflight_messages 1000");
     let child = || {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "receives_until_it_is_killed"])
@@ -379,62 +407,82 @@ fn killed_at_any_moment_it_has_what_it_acknowledged() {
         std::fs::read_to_string(slot.join("session")).is_ok_and(|text| text.lines().count() == 2)
     });
     let address = format!("127.0.0.1:{}", broker.port);
-    let messages = 2_500 * i64::from(kills);
-    let publisher = std::thread::spawn(move || {
-        let mut publisher = Publisher::connect(&address);
-        let begun = Instant::now();
-        for n in 0..messages {
-            publisher.publish(&format!("k/{n}"), format!("{{\"n\":{n}}}").as_bytes(), 1);
-            if n % 50 == 49 {
-                publisher.flush();
-                let due = Duration::from_micros(n as u64 * 200);
-                std::thread::sleep(due.saturating_sub(begun.elapsed()));
-            }
-        }
-        publisher.finish();
-    });
-    let mut acknowledged = 0;
+    let end = Arc::new(AtomicBool::new(false));
+    let asked = end.clone();
+    let publisher = std::thread::spawn(move || publish_steadily(&address, &asked));
+    let mut log = BrokerLog::of(folder.path().join("log"));
+    let mut fresh = Vec::new();
     for kill in 0..kills {
         std::thread::sleep(Duration::from_millis(300 + 37 * u64::from(kill % 7)));
         receiving.kill().unwrap();
         receiving.wait().unwrap();
-        acknowledged = check_acknowledged(&broker.log(), &journaled(&slot, "k/#"));
+        let before = log.acknowledged.len();
+        log.read_on();
+        fresh.push(log.acknowledged.len() - before);
+        log.check(&journaled(&slot, "k/#"));
         receiving = child();
     }
-    publisher.join().unwrap();
+    end.store(true, Ordering::Relaxed);
+    let (messages, rate) = publisher.join().unwrap();
     until("everything has been acknowledged", || {
-        acknowledged_topics(&broker.log()).len() as i64 == messages
+        log.read_on();
+        log.acknowledged.len() as u64 == messages
     });
     receiving.kill().unwrap();
     receiving.wait().unwrap();
-    assert!(acknowledged > 0);
-    assert_eq!(check_acknowledged(&broker.log(), &journaled(&slot, "k/#")) as i64, messages);
+    log.check(&journaled(&slot, "k/#"));
+    fresh.sort_unstable();
+    eprintln!(
+        "{kills} kills, {messages} messages at {rate:.0} a second; acknowledged between two kills: \
+         at least {}, in the middle {}; none lost",
+        fresh[0],
+        fresh[fresh.len() / 2]
+    );
+    assert!(fresh[fresh.len() / 2] > 100, "kills came before anything was acknowledged: {fresh:?}");
+    assert!(rate >= KILLED_RATE_MIN, "only {rate:.0} messages a second were published");
 }
 
-/// Every message that the broker saw acknowledged is in the journal; how many those are.
-fn check_acknowledged(log: &str, journaled: &[String]) -> usize {
-    let kept: BTreeSet<&str> = journaled.iter().map(String::as_str).collect();
-    let acknowledged = acknowledged_topics(log);
-    let lost: Vec<_> = acknowledged.iter().filter(|topic| !kept.contains(**topic)).collect();
-    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    acknowledged.len()
+/// What Mosquitto has logged of acknowledgements, read as it grows.
+struct BrokerLog {
+    path: PathBuf,
+    read: u64,
+    /// Topics by message id, until they are acknowledged.
+    sent: BTreeMap<u32, String>,
+    acknowledged: BTreeSet<String>,
 }
 
-/// The topics of messages whose acknowledgement Mosquitto logged, from lines such as
-/// `Sending PUBLISH to weir-… (d0, q1, r0, m7, 'k/6', ... (7 bytes))` and
-/// `Received PUBACK from weir-… (Mid: 7, RC:0)`.
-fn acknowledged_topics(log: &str) -> BTreeSet<&str> {
-    let mut sent = std::collections::BTreeMap::new();
-    let mut acknowledged = BTreeSet::new();
-    for line in log.lines() {
-        if line.contains(": Sending PUBLISH to weir-") {
-            let id = line.split(", m").nth(1).and_then(|rest| rest.split(',').next());
-            let topic = line.split('\'').nth(1);
-            sent.insert(id.unwrap(), topic.unwrap());
-        } else if line.contains(": Received PUBACK from weir-") {
-            let id = line.split("Mid: ").nth(1).and_then(|rest| rest.split(',').next());
-            acknowledged.insert(sent[id.unwrap()]);
+impl BrokerLog {
+    fn of(path: PathBuf) -> BrokerLog {
+        BrokerLog { path, read: 0, sent: BTreeMap::new(), acknowledged: BTreeSet::new() }
+    }
+
+    /// Reads the whole lines that are new, such as
+    /// `Sending PUBLISH to weir-… (d0, q1, r0, m7, 'k/6', ... (7 bytes))` and
+    /// `Received PUBACK from weir-… (Mid: 7, RC:0)`.
+    fn read_on(&mut self) {
+        let mut file = std::fs::File::open(&self.path).unwrap();
+        file.seek(SeekFrom::Start(self.read)).unwrap();
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |last| last + 1);
+        self.read += whole as u64;
+        let number = |text: &str| text.split(',').next().unwrap().parse::<u32>().unwrap();
+        for line in String::from_utf8_lossy(&bytes[..whole]).lines() {
+            if line.contains(": Sending PUBLISH to weir-") {
+                let id = number(line.split(", m").nth(1).unwrap());
+                self.sent.insert(id, line.split('\'').nth(1).unwrap().to_owned());
+            } else if line.contains(": Received PUBACK from weir-") {
+                let id = number(line.split("Mid: ").nth(1).unwrap());
+                self.acknowledged.extend(self.sent.remove(&id));
+            }
         }
     }
-    acknowledged
+
+    /// Every message that the broker saw acknowledged is in the journal.
+    fn check(&self, journaled: &[String]) {
+        let kept: BTreeSet<&str> = journaled.iter().map(String::as_str).collect();
+        let lost: Vec<_> =
+            self.acknowledged.iter().filter(|t| !kept.contains(t.as_str())).collect();
+        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    }
 }

@@ -74,11 +74,6 @@ impl Mosquitto {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn log(&self) -> String {
-        let bytes = std::fs::read(self.folder.join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
