@@ -18,6 +18,7 @@ mod places;
 mod process;
 mod services;
 mod testing;
+mod throttled;
 mod tidy;
 mod truth;
 
@@ -36,6 +37,8 @@ cargo xtask COMMAND
       --seed S --meters N --minutes M --warmup M --edges --faults X --late-max S
       --jobs tumble5m,region1m,hop,theft,sessions --weir-args '-w 2'
       --weir PATH --keep DIR --report FILE
+  throttled             50 000 rows/s into a link of 100 rows/s: memory stands still, nothing is lost
+      --seconds S --weir-args '-w 2' --weir PATH
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
       --runs N --workers N --weir PATH --data DIR";
 
@@ -62,6 +65,7 @@ fn dispatch() -> Result<()> {
         "conformance" => outside::conformance_command(args),
         "errors" => outside::errors_command(args),
         "truth" => truth::command(args),
+        "throttled" => throttled::command(args),
         "bench" => bench::command(args),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -25,6 +25,7 @@ mod judge;
 mod run;
 mod script;
 
+pub(crate) use data::own_script;
 use data::{Asked, Data};
 pub(crate) use script::Filling;
 
