@@ -1,7 +1,9 @@
 """Rows for a Kafka topic at a steady rate, and how far a group is behind.
 
+kafka_load.py first BROKER TOPIC
+    Makes the topic and publishes the row 0.
 kafka_load.py produce BROKER TOPIC --rate ROWS_PER_S --seconds S
-    Makes the topic, publishes {"n": 0..}, and prints {"rows": …, "rate": …} once the broker has all.
+    Publishes rows from 1 on, and prints {"rows": …, "rate": …} once the broker has all.
 kafka_load.py lag BROKER TOPIC GROUP
     Prints, twice a second until it is ended, the rows that the group has not committed.
 """
@@ -18,11 +20,23 @@ PARTITIONS = 4
 STEP = 500
 
 
-def produce(args):
+def row(n):
+    # 50 characters of text: a row is 80 bytes of PostgreSQL's binary COPY.
+    meter = "region-3/substation-0042/transformer-0007/m-%08d" % (n % 5000)
+    return '{"n":%d,"meter_id":"%s","kwh":%.2f}' % (n, meter, n % 97 / 4)
+
+
+def first(args):
     admin = AdminClient({"bootstrap.servers": args.broker})
     for made in admin.create_topics([NewTopic(args.topic, PARTITIONS, 1)]).values():
         made.result()
-    print("topic made", flush=True)
+    producer = Producer({"bootstrap.servers": args.broker})
+    producer.produce(args.topic, row(0), partition=0)
+    if producer.flush(30):
+        raise SystemExit("the first row was not delivered")
+
+
+def produce(args):
     producer = Producer(
         {
             "bootstrap.servers": args.broker,
@@ -37,8 +51,6 @@ def produce(args):
         if error is not None:
             failed.append(error)
 
-    # 50 characters: a row is 80 bytes of PostgreSQL's binary COPY.
-    meter = "region-3/substation-0042/transformer-0007/m-%08d"
     began = time.monotonic()
     rows = args.rate * args.seconds
     for n in range(rows):
@@ -47,7 +59,7 @@ def produce(args):
             wait = began + n / args.rate - time.monotonic()
             if wait > 0:
                 time.sleep(wait)
-        text = '{"n":%d,"meter_id":"%s","kwh":%.2f}' % (n, meter % (n % 5000), n % 97 / 4)
+        text = row(n + 1)
         while True:
             try:
                 producer.produce(
@@ -84,6 +96,10 @@ def lag(args):
 def main():
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
+    zero = commands.add_parser("first")
+    zero.add_argument("broker")
+    zero.add_argument("topic")
+    zero.set_defaults(run=first)
     one = commands.add_parser("produce")
     one.add_argument("broker")
     one.add_argument("topic")

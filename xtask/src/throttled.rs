@@ -4,8 +4,8 @@
 //! link lets 8 kB a second pass: 100 rows. Meanwhile resident memory must stand still and the lag
 //! of the source grow; then the link is freed, and every row must arrive, once.
 //!
-//! An epoch is never cut, so rows become visible in steps: at 100 a second the first transaction
-//! can take longer than the test.
+//! An epoch is never cut, so rows become visible in steps. A first row goes all the way before the
+//! others come, so that the job doesn't begin with what waited for it, in one epoch.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -77,11 +77,13 @@ pub(crate) fn run(weir: &Path, weir_args: &str, services: &Services, seconds: u6
     table.query(&format!("DROP TABLE IF EXISTS {}", table.name))?;
 
     let broker = services.var("WEIR_TEST_KAFKA")?;
-    let producer = Producer::start(&broker, &name, seconds)?;
+    process::quietly(own_script("kafka_load.py").args(["first", &broker, &name]))?;
     let lag = Lag::watch(&broker, &name)?;
     let script = folder.path().join("throttled.sql");
     fs::write(&script, sql(&broker, &name, &table, &link))?;
     let mut job = Job::start(weir, weir_args, &script, folder.path())?;
+    await_rows(&mut job, &table, 1, START_MAX)?;
+    let producer = Producer::start(&broker, &name, seconds)?;
     let watched = watch(&mut job, &table, &lag, seconds)?;
     let (rows, rate) = producer.finish()?;
     link.free()?;
@@ -171,25 +173,9 @@ fn mean(samples: &[u64]) -> f64 {
 
 /// Waits until all rows are in the table, and looks whether they are the right ones, each once.
 fn drain(job: &mut Job, table: &Table, rows: u64) -> Result<Duration> {
-    let began = Instant::now();
+    let rows = rows + 1;
     let limit = START_MAX + Duration::from_secs(rows / DRAIN_ROWS_PER_S_MIN);
-    let count = format!("SELECT count(*) FROM {}", table.name);
-    loop {
-        job.check()?;
-        let there: u64 = table.query(&count)?.parse()?;
-        if there >= rows {
-            break;
-        }
-        if began.elapsed() > limit {
-            let s = limit.as_secs();
-            bail!(
-                "{there} of {rows} rows are there {s} s after the link was freed\n{}",
-                job.said()
-            );
-        }
-        thread::sleep(POLL);
-    }
-    let took = began.elapsed();
+    let took = await_rows(job, table, rows, limit)?;
     let sums = "SELECT count(*) || ' ' || count(DISTINCT n) || ' ' || sum(n) || ' ' || max(n)";
     let found = table.query(&format!("{sums} FROM {}", table.name))?;
     let expected = format!("{rows} {rows} {} {}", rows * (rows - 1) / 2, rows - 1);
@@ -198,6 +184,29 @@ fn drain(job: &mut Job, table: &Table, rows: u64) -> Result<Duration> {
         "rows, different ones, their sum and maximum: {found}, not {expected}"
     );
     Ok(took)
+}
+
+/// Waits until the table has this many rows; says how long that took.
+fn await_rows(job: &mut Job, table: &Table, rows: u64, limit: Duration) -> Result<Duration> {
+    let began = Instant::now();
+    // The job makes the table.
+    let made = format!("SELECT to_regclass('{}') IS NOT NULL", table.name);
+    let count = format!("SELECT count(*) FROM {}", table.name);
+    loop {
+        job.check()?;
+        let there: u64 = match table.query(&made)?.as_str() {
+            "t" => table.query(&count)?.parse()?,
+            _ => 0,
+        };
+        if there >= rows {
+            return Ok(began.elapsed());
+        }
+        if began.elapsed() > limit {
+            let s = limit.as_secs();
+            bail!("{there} of {rows} rows are in the table after {s} s\n{}", job.said());
+        }
+        thread::sleep(POLL);
+    }
 }
 
 /// A table of PostgreSQL, asked on a link that is not slow.
@@ -297,16 +306,12 @@ struct Published {
 }
 
 impl Producer {
-    /// Starts it, and waits until the topic is there.
     fn start(broker: &str, topic: &str, seconds: u64) -> Result<Producer> {
         let mut produce = own_script("kafka_load.py");
         produce.args(["produce", broker, topic, "--rate", &RATE.to_string()]);
         produce.args(["--seconds", &seconds.to_string()]).stdout(Stdio::piped());
         let mut child = Ended(process::spawn(&mut produce)?);
-        let mut lines = BufReader::new(child.0.stdout.take().context("no output")?);
-        let mut line = String::new();
-        lines.read_line(&mut line)?;
-        ensure!(line.trim() == "topic made", "the producer did not start");
+        let lines = BufReader::new(child.0.stdout.take().context("no output")?);
         Ok(Producer { child, lines })
     }
 
