@@ -14,7 +14,9 @@
 //!
 //! # Back-pressure
 //! A worker is at most `AHEAD_EPOCHS_MAX` epochs and `AHEAD_BYTES_MAX` ahead of what all sinks have
-//! accepted. Beyond that it takes nothing from its queues; they fill, and their readers wait.
+//! accepted. Beyond that it takes nothing from its queues; they fill, and their readers wait. With
+//! full queues a live epoch could take up all its rows at once, however few the sinks can take: so
+//! where a worker had to wait, its epochs are no larger than what was accepted within a second.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -53,6 +55,10 @@ const AHEAD_EPOCHS_MAX: usize = 8;
 const AHEAD_BYTES_MAX: usize = 64 << 20;
 const CHUNK_ROWS_MAX: usize = 16_384;
 const HEARTBEAT: Millis = 1_000;
+/// Over this time it is counted what the sinks accept.
+const PACE_WINDOW: Millis = 1_000;
+/// The least that a live epoch may have, however slow the sinks are.
+const PACED_ROWS_MIN: usize = 1_024;
 
 /// What the cut operator tells the driver of its worker.
 pub(crate) struct Known {
@@ -103,8 +109,36 @@ pub(crate) struct Accepted {
 
 struct Issued {
     epoch: Epoch,
+    rows: usize,
     bytes: usize,
     offsets: Vec<Vec<(u64, u64)>>,
+}
+
+/// How many rows a live epoch may have where the sinks are slower than the sources.
+struct Pace {
+    since: Millis,
+    /// Rows accepted since then.
+    accepted: usize,
+    /// Whether the worker had to wait since then.
+    waited: bool,
+    rows_max: usize,
+}
+
+impl Pace {
+    fn start(now: Millis) -> Pace {
+        Pace { since: now, accepted: 0, waited: false, rows_max: usize::MAX }
+    }
+
+    /// The limit for the open epoch; `ahead` says that the worker has to wait.
+    fn rows_max(&mut self, now: Millis, ahead: bool) -> usize {
+        self.waited |= ahead;
+        if !(0..PACE_WINDOW).contains(&now.saturating_sub(self.since)) {
+            let paced = self.accepted.max(PACED_ROWS_MIN);
+            let rows_max = if self.waited { paced } else { usize::MAX };
+            *self = Pace { rows_max, ..Pace::start(now) };
+        }
+        self.rows_max
+    }
 }
 
 /// The state of a worker's epochs.
@@ -125,6 +159,7 @@ pub(crate) struct Driver {
     uncommitted: VecDeque<Issued>,
     quotas: Option<Vec<Quota>>,
     turn: usize,
+    pace: Pace,
 }
 
 impl Driver {
@@ -157,6 +192,7 @@ impl Driver {
             uncommitted: VecDeque::new(),
             quotas: None,
             turn: 0,
+            pace: Pace::start(now),
         }
     }
 
@@ -214,7 +250,9 @@ impl Driver {
     fn settle(&mut self, accepted: Accepted) {
         let passed = |below: Option<Epoch>, epoch: Epoch| below.is_none_or(|b| epoch < b);
         while self.issued.front().is_some_and(|i| passed(accepted.below, i.epoch)) {
-            self.uncommitted.extend(self.issued.pop_front());
+            let issued = self.issued.pop_front();
+            self.pace.accepted += issued.as_ref().map_or(0, |i| i.rows);
+            self.uncommitted.extend(issued);
         }
         let mut newest = None;
         while self.uncommitted.front().is_some_and(|i| passed(accepted.committed_below, i.epoch)) {
@@ -273,7 +311,8 @@ impl Driver {
             let offsets =
                 |s: &SourceRuntime| s.readings.iter().filter_map(Reading::offset).collect();
             let offsets = self.sources.iter().map(offsets).collect();
-            self.issued.push_back(Issued { epoch: self.epoch, bytes: self.bytes_here, offsets });
+            let (epoch, rows, bytes) = (self.epoch, self.rows_here, self.bytes_here);
+            self.issued.push_back(Issued { epoch, rows, bytes, offsets });
         }
         (self.rows_here, self.bytes_here, self.opened) = (0, 0, now);
         self.epoch = match self.policy {
@@ -307,6 +346,7 @@ impl Driver {
     fn live(&mut self, interval: Millis, rows_max: usize, out: &mut impl Outlets) -> Next {
         let now = self.control.clock.now();
         let ahead = self.is_ahead();
+        let rows_max = rows_max.min(self.pace.rows_max(now, ahead));
         let more = !ahead && self.take_live(rows_max, now, out);
         self.note_idleness(now, ahead);
         let changed =

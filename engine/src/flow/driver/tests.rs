@@ -224,3 +224,16 @@ fn a_gap_is_in_the_cut_and_in_the_counters() {
     let (_, counters) = rig.driver.control.sources().pop().unwrap();
     assert_eq!(counters.lost.load(std::sync::atomic::Ordering::Relaxed), 7);
 }
+
+#[test]
+fn epochs_are_small_where_the_sinks_are_slow_and_large_again_where_they_are_not() {
+    let mut pace = Pace::start(0);
+    assert_eq!(pace.rows_max(10, false), usize::MAX);
+    assert_eq!(pace.rows_max(20, true), usize::MAX, "not before it is known what is accepted");
+    pace.accepted = 40;
+    assert_eq!(pace.rows_max(1_000, true), PACED_ROWS_MIN);
+    pace.accepted = 5_000;
+    assert_eq!(pace.rows_max(1_900, false), PACED_ROWS_MIN);
+    assert_eq!(pace.rows_max(2_000, true), 5_000);
+    assert_eq!(pace.rows_max(3_000, false), usize::MAX, "nobody has waited");
+}
