@@ -242,8 +242,8 @@ fn client(
         ("reconnect.backoff.max.ms", "10000"),
         ("fetch.max.bytes", "16777216"),
         // Of each partition and request, as compressed. Unpacked, and with what the client keeps of
-        // each message, it is 25 times as much and more, beyond the limits of all queues. A link with
-        // a long way to go may want more.
+        // each message, it is 25 times as much and more, beyond the limits of all queues. A link
+        // with a long way to go may want more.
         ("fetch.message.max.bytes", "131072"),
         // A partition whose queue was full is fetched again soon: the default is a second.
         ("fetch.queue.backoff.ms", "10"),
