@@ -1,13 +1,14 @@
 //! Files wherever they are: a local folder, an S3 bucket, memory.
 //!
 //! [`Store::open`] takes what a user writes as `path` and gives one blocking interface: list, read,
-//! put, put if absent, and uploads in parts. Paths inside are relative to what was opened, with `/`
-//! between folders; `""` is the very thing that was opened, which may be a single file.
+//! put, put if absent, and [`Draft`]s for what does not fit in memory. Paths inside are relative to
+//! what was opened, with `/` between folders; `""` is the very thing that was opened, which may be a
+//! single file.
 //!
 //! # What is durable
-//! When [`Store::put`] and [`Upload::finish`] return, the object is on disk (file and folder
+//! When [`Store::put`] and [`Draft::publish`] return, the object is on disk (file and folder
 //! synced) or acknowledged by the server, whole. Before, nobody sees it: local files are written
-//! under a name that starts with a dot and then renamed.
+//! under a name that starts with a dot and then get their own.
 //!
 //! # Threads
 //! All network traffic runs on one thread with a small runtime, shared by the process. Callers wait
@@ -24,6 +25,10 @@ use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 
 use crate::options::{Secret, mask_url};
 
+pub use draft::Draft;
+
+mod draft;
+mod exclusive;
 mod fault;
 mod local;
 mod remote;
@@ -125,6 +130,8 @@ pub struct Store {
     /// As the user wrote it, without secrets and without a slash at the end.
     url: String,
     place: Place,
+    /// The table whose files these are, for messages.
+    table: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -144,11 +151,18 @@ impl Store {
         let trimmed = shown.trim_end_matches('/');
         let shown = if trimmed.is_empty() || trimmed.ends_with(':') { &shown } else { trimmed };
         let place = match url.split_once("://") {
+            _ if url.starts_with("file:") => Place::Local(local::Folder::at_url(url, shown)?),
             None => Place::Local(local::Folder::at(url)),
-            Some(("file", _)) => Place::Local(local::Folder::at_url(url, shown)?),
             Some((scheme, rest)) => Place::Remote(remote::Bucket::open(scheme, rest, options)?),
         };
-        Ok(Store { url: shown.to_owned(), place })
+        Ok(Store { url: shown.to_owned(), place, table: None })
+    }
+
+    /// The same, whose messages say that it is for this table.
+    #[must_use]
+    pub fn for_table(mut self, table: &str) -> Store {
+        self.table = Some(table.into());
+        self
     }
 
     /// What was opened, as the user wrote it.
@@ -165,11 +179,20 @@ impl Store {
         }
     }
 
+    /// [`name`](Store::name) in a message.
+    fn told(&self, path: &str) -> String {
+        let name = self.name(path);
+        match &self.table {
+            Some(table) => format!("{name} for table `{table}`"),
+            None => name,
+        }
+    }
+
     /// What is at `path`.
     pub fn kind(&self, path: &str) -> Result<Kind, ConnectorError> {
         match &self.place {
-            Place::Local(folder) => folder.kind(path, &self.name(path)),
-            Place::Remote(bucket) => bucket.kind(path, &self.name(path)),
+            Place::Local(folder) => folder.kind(path, &self.told(path)),
+            Place::Remote(bucket) => bucket.kind(path, &self.told(path)),
         }
     }
 
@@ -177,8 +200,8 @@ impl Store {
     /// Uploads that have not finished are not part of it.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>, ConnectorError> {
         let mut entries = match &self.place {
-            Place::Local(folder) => folder.list(path, &self.name(path))?,
-            Place::Remote(bucket) => bucket.list(path, &self.name(path))?,
+            Place::Local(folder) => folder.list(path, &self.told(path))?,
+            Place::Remote(bucket) => bucket.list(path, &self.told(path))?,
         };
         entries.sort_unstable();
         Ok(entries)
@@ -190,7 +213,7 @@ impl Store {
     /// `Reconfigure` where there is no such file or it may not be read; the message says what is
     /// beside it.
     pub fn reader(&self, path: &str) -> Result<FileReader, ConnectorError> {
-        let name = self.name(path);
+        let name = self.told(path);
         let (size, place) = match &self.place {
             Place::Local(folder) => {
                 let (size, file) = folder.open_file(path, &name)?;
@@ -222,39 +245,45 @@ impl Store {
         bytes: impl Into<Bytes>,
         mode: PutMode,
     ) -> Result<PutOutcome, ConnectorError> {
-        let (bytes, name) = (bytes.into(), self.name(path));
+        let (bytes, name) = (bytes.into(), self.told(path));
         match &self.place {
-            Place::Local(folder) => {
-                let mut staged = folder.stage(path, &name)?;
-                staged.append(&bytes)?;
-                staged.finish(mode)
-            }
+            Place::Local(folder) => folder.put(path, &bytes, mode, &name),
             Place::Remote(bucket) => bucket.put(path, bytes, mode, &name),
         }
     }
 
-    /// Starts an upload in parts. Nothing is to be seen of it until it finishes; dropping it gives
-    /// it up.
-    pub fn upload(&self, path: &str) -> Result<Upload, ConnectorError> {
-        let name = self.name(path);
-        let place = match &self.place {
-            Place::Local(folder) => UploadPlace::Local(folder.stage(path, &name)?),
-            Place::Remote(bucket) => UploadPlace::Remote(bucket.upload(path, &name)),
-        };
-        Ok(Upload { name, size: 0, place })
+    /// Starts a file of any size. Nothing is to be seen of it until it is published; dropping it
+    /// gives it up. `label` is part of its hidden name.
+    pub fn draft(&self, label: &str) -> Result<Draft, ConnectorError> {
+        match &self.place {
+            Place::Local(folder) => folder.draft(label, &self.told("")),
+            Place::Remote(_) => draft::nameless(),
+        }
+    }
+
+    /// Makes the folder, and removes drafts left there by runs that died, if their label starts
+    /// with `label`. An object store has neither.
+    pub fn sweep(&self, label: &str) -> Result<(), ConnectorError> {
+        match &self.place {
+            Place::Local(folder) => folder.sweep(label, &self.told("")),
+            Place::Remote(_) => Ok(()),
+        }
     }
 
     /// Removes a file. One that is not there is as good as removed.
     pub fn delete(&self, path: &str) -> Result<(), ConnectorError> {
         match &self.place {
-            Place::Local(folder) => folder.delete(path, &self.name(path)),
-            Place::Remote(bucket) => bucket.delete(path, &self.name(path)),
+            Place::Local(folder) => folder.delete(path, &self.told(path)),
+            Place::Remote(bucket) => bucket.delete(path, &self.told(path)),
         }
     }
 
     /// Checks that objects can be written here, by writing and removing a small one. A local folder
     /// is made.
     pub fn probe_write(&self) -> Result<(), ConnectorError> {
+        if let Place::Local(folder) = &self.place {
+            folder.make(&self.told(""))?;
+        }
         let path = format!(".weir-probe-{}", std::process::id());
         self.put(&path, Bytes::from_static(b"weir"), PutMode::Replace)?;
         self.delete(&path)
@@ -296,58 +325,5 @@ impl FileReader {
             ReaderPlace::Local(file) => local::read_at(file, range, &self.name),
             ReaderPlace::Remote(bucket, path) => bucket.read(path, range, &self.name),
         }
-    }
-}
-
-enum UploadPlace {
-    Local(local::Staged),
-    Remote(remote::Parts),
-}
-
-/// An upload in parts.
-pub struct Upload {
-    name: String,
-    size: u64,
-    place: UploadPlace,
-}
-
-impl Upload {
-    /// The object's name for people.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Bytes appended so far.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Appends bytes; may wait for the network.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), ConnectorError> {
-        self.size += bytes.len() as u64;
-        match &mut self.place {
-            UploadPlace::Local(staged) => staged.append(bytes),
-            UploadPlace::Remote(parts) => parts.append(bytes),
-        }
-    }
-
-    /// Makes the object visible and durable, replacing an older one. Returns its bytes.
-    pub fn finish(self) -> Result<u64, ConnectorError> {
-        match self.place {
-            UploadPlace::Local(staged) => staged.finish(PutMode::Replace).map(|_| ())?,
-            UploadPlace::Remote(parts) => parts.finish()?,
-        }
-        Ok(self.size)
-    }
-}
-
-/// For encoders that write to a file. The [`ConnectorError`] is inside the [`std::io::Error`].
-impl std::io::Write for Upload {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.append(bytes).map(|()| bytes.len()).map_err(std::io::Error::other)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

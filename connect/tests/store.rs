@@ -1,6 +1,8 @@
 //! The store against a real S3 server: `WEIR_TEST_S3` and its companions name it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::io::Write as _;
+use std::sync::{Arc, Barrier};
 use weir_connect::options::Secret;
 use weir_connect::store::{Entry, Kind, PutMode, PutOutcome, Store, StoreOptions};
 use weir_engine::connector::Remedy;
@@ -53,20 +55,43 @@ fn objects_come_and_go_whole() {
 }
 
 #[test]
-fn an_upload_in_parts_is_seen_at_its_end() {
+fn a_file_in_parts_is_seen_at_its_end() {
     let store = Store::open(&url("parts"), &options()).unwrap();
     let part: Vec<u8> = (0..5_000_000u32).map(|i| (i % 253) as u8).collect();
-    let mut upload = store.upload("big.bin").unwrap();
+    let mut draft = store.draft("big").unwrap();
     for _ in 0..5 {
-        upload.append(&part).unwrap();
+        draft.write_all(&part).unwrap();
     }
     assert_eq!(store.list("").unwrap(), []);
-    assert_eq!(upload.finish().unwrap(), 25_000_000);
+    assert_eq!(draft.publish(&store, "big.bin").unwrap(), PutOutcome::Written);
     assert!(store.read_all("big.bin").unwrap() == part.repeat(5));
-    let mut given_up = store.upload("other.bin").unwrap();
-    given_up.append(&part.repeat(2)).unwrap();
-    drop(given_up);
+    let again = draft.publish(&store, "big.bin").unwrap();
+    assert_eq!(again, PutOutcome::Written, "its own bytes, as after a reply that was lost");
+    drop(draft);
     assert_eq!(store.list("").unwrap().len(), 1);
+}
+
+/// Both find the name free; the completion of the slower one must not replace the other's object.
+#[test]
+fn of_two_uploads_to_one_name_the_first_one_stays() {
+    let store = Store::open(&url("race"), &options()).unwrap();
+    let ready = Arc::new(Barrier::new(2));
+    let runs: Vec<_> = (0..2u8)
+        .map(|run| {
+            let (store, ready) = (store.clone(), ready.clone());
+            std::thread::spawn(move || {
+                let mut draft = store.draft("race").unwrap();
+                draft.write_all(&vec![run; 20_000_000]).unwrap();
+                ready.wait();
+                draft.publish(&store, "one.bin").unwrap()
+            })
+        })
+        .collect();
+    let outcomes: Vec<_> = runs.into_iter().map(|run| run.join().unwrap()).collect();
+    let written = outcomes.iter().filter(|o| **o == PutOutcome::Written).count();
+    assert_eq!(written, 1, "{outcomes:?}");
+    let winner = outcomes.iter().position(|o| *o == PutOutcome::Written).unwrap() as u8;
+    assert!(store.read_all("one.bin").unwrap() == vec![winner; 20_000_000]);
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! - A file is visible once it is whole, and never before. On a local disk it is written beside the
 //!   others under a hidden name (`.part-….inprogress`), synced, linked to its name, and the folder
 //!   is synced; for a bucket it is staged on the local disk and put in one piece or as a multipart
-//!   upload.
+//!   upload (`weir_connect::store`). Staging needs disk for the open files, `file-size` times
+//!   partitions and shards, in the system's temporary folder.
 //! - Its name is `part-<shard>-<first epoch>`, its bytes are a function of its rows and the epochs
 //!   alone: JSON has a form for each row, Parquet is fed in slices of a fixed number of rows
 //!   counted from the file's first, whatever batches the rows came in.
@@ -14,10 +15,9 @@
 //! # An existing folder
 //! Files of other runs stay as they are, as in Flink: a script that is run twice leaves the rows
 //! twice. Live epochs are times, so names differ; a replay counts its epochs from 1, and where its
-//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten (the one
-//! race that is left is described in `bucket.rs`). What a crashed run
-//! left in progress is removed when the shard opens again; a run that is still alive holds locks
-//! on its own.
+//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten, provided that the store
+//! knows conditional puts. What a crashed run left in progress is removed when the shard opens
+//! again; a run that is still alive holds locks on its own.
 //!
 //! # Partitions
 //! `PARTITIONED BY (a, b)` gives folders `a=x/b=y`, escaped as Flink and Hive do, with the columns
@@ -141,7 +141,6 @@ pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<
         .ok();
     match (target, encoding) {
         (Some(target), Some(encoding)) if errors.is_empty() => Ok(Box::new(FilesystemSink {
-            table: table.name.clone(),
             target,
             layout,
             encoding,
@@ -170,7 +169,6 @@ impl FilesystemSinkOptions {
 }
 
 struct FilesystemSink {
-    table: String,
     target: Target,
     layout: Layout,
     encoding: Encoding,
@@ -192,13 +190,13 @@ impl Sink for FilesystemSink {
         shard: u32,
         report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
-        let files = self.target.open(&self.table, shard, report.clone())?;
+        let files = self.target.open(shard, report.clone())?;
         let (layout, encoding) = (self.layout.clone(), self.encoding.clone());
         Ok(Box::new(ShardWriter::over(shard, files, layout, encoding, self.rolling, report)))
     }
 
     fn probe(&self) -> Result<(), ConnectorError> {
-        self.target.probe(&self.table)
+        self.target.probe()
     }
 
     fn guarantee(&self) -> String {

@@ -91,12 +91,12 @@ fn json_and_parquet_are_read_from_a_bucket() {
     let id: ArrayRef = Arc::new(StringArray::from_iter_values(ids));
     let batch = RecordBatch::try_from_iter([("id", id), ("n", n)]).unwrap();
     let properties = WriterProperties::builder().set_max_row_group_row_count(Some(60_000));
-    let mut upload = store.upload("parquet/day=1/a.parquet").unwrap();
+    let mut draft = store.draft("a").unwrap();
     let mut writer =
-        ArrowWriter::try_new(&mut upload, batch.schema(), Some(properties.build())).unwrap();
+        ArrowWriter::try_new(&mut draft, batch.schema(), Some(properties.build())).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
-    upload.finish().unwrap();
+    draft.publish(&store, "parquet/day=1/a.parquet").unwrap();
 
     let numbers: Vec<i64> = (0..ROWS).collect();
     let json = read(&table(&format!("{url}/json"), "json")).unwrap();

@@ -1,18 +1,17 @@
 //! Files on local disks.
 //!
 //! # Invariant
-//! A name that does not start with a dot holds a whole object: it is written under a name of its
-//! own, synced, then renamed, and the folder is synced. A crash leaves at most a file with a dot,
-//! which no listing shows.
+//! A name that does not start with a dot holds a whole object: it is written as a draft
+//! (`draft.rs`). A crash leaves at most a file with a dot, which no listing shows.
 
 use bytes::Bytes;
 use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use weir_engine::connector::ConnectorError;
 
+use super::draft::{self, Draft, DraftPlace};
 use super::fault::of_disk;
 use super::{Entry, Kind, PutMode, PutOutcome};
 use crate::options::did_you_mean;
@@ -34,7 +33,7 @@ impl Folder {
         })
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         if path.is_empty() { self.0.clone() } else { self.0.join(path) }
     }
 
@@ -82,47 +81,72 @@ impl Folder {
         }
     }
 
-    /// Opens the staging file of an object.
-    pub(super) fn stage(&self, path: &str, name: &str) -> Result<Staged, ConnectorError> {
-        static STAGED: AtomicU64 = AtomicU64::new(0);
-        let target = self.path(path);
+    pub(super) fn put(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        mode: PutMode,
+        name: &str,
+    ) -> Result<PutOutcome, ConnectorError> {
         let fault = |e: std::io::Error| of_disk(&e, "write", name);
-        let (Some(folder), Some(file_name)) = (target.parent(), target.file_name()) else {
+        let target = self.path(path);
+        let Some(file_name) = target.file_name() else {
             return Err(ConnectorError::reconfigure(format!("{name} is no name of a file")));
         };
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        make_folder(folder).map_err(fault)?;
-        let number = STAGED.fetch_add(1, Ordering::Relaxed);
-        let stem = file_name.to_string_lossy();
-        let stem = stem.trim_start_matches('.');
-        let staging = folder.join(format!(".{stem}.{}-{number}.part", std::process::id()));
-        let file = File::create(&staging).map_err(fault)?;
-        Ok(Staged {
-            file,
-            staging: Some(staging),
-            folder: folder.to_owned(),
-            target: target.clone(),
-            name: name.to_owned(),
+        let label = file_name.to_string_lossy();
+        make_folder(folder_of(&target)).map_err(fault)?;
+        let draft = draft::hidden(folder_of(&target), label.trim_start_matches('.'), name);
+        let mut draft = draft.map_err(fault)?;
+        draft.file.write_all(bytes).map_err(fault)?;
+        match &draft.place {
+            DraftPlace::Local(hidden) => hidden.publish(&draft.file, &target, mode, name),
+            DraftPlace::Remote { .. } => unreachable!("a hidden file is on a local disk"),
+        }
+    }
+
+    pub(super) fn draft(&self, label: &str, name: &str) -> Result<Draft, ConnectorError> {
+        let draft = draft::hidden(&self.0, label, name);
+        draft.map_err(|e| of_disk(&e, "write", name))
+    }
+
+    pub(super) fn sweep(&self, label: &str, name: &str) -> Result<(), ConnectorError> {
+        self.make(name)?;
+        draft::sweep(&self.0, label).map_err(|e| of_disk(&e, "list", name))
+    }
+
+    /// Makes the folder; says what part of its path is a file, if that is in the way.
+    pub(super) fn make(&self, name: &str) -> Result<(), ConnectorError> {
+        make_folder(&self.0).map_err(|error| {
+            let why = match self.0.ancestors().find(|part| part.is_file()) {
+                Some(file) => format!("{} is a file, not a directory", file.display()),
+                None => error.to_string(),
+            };
+            ConnectorError::reconfigure(format!("cannot create {name}: {why}"))
         })
     }
 }
 
+/// Where a file is.
+pub(super) fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes a folder with all folders on the way, and syncs the folder above each one made.
-fn make_folder(folder: &Path) -> std::io::Result<()> {
+pub(super) fn make_folder(folder: &Path) -> std::io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
-    if let Some(above) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
-        make_folder(above)?;
-        match fs::create_dir(folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
-            Err(_) if !folder.is_dir() => return Err(std::io::ErrorKind::NotADirectory.into()),
-            _ => {}
-        }
-        File::open(above)?.sync_all()
-    } else {
-        fs::create_dir_all(folder)
+    if folder.parent().is_none() {
+        return Err(std::io::ErrorKind::NotFound.into());
     }
+    let above = folder_of(folder);
+    make_folder(above)?;
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
+        Err(_) if !folder.is_dir() => return Err(std::io::ErrorKind::NotADirectory.into()),
+        _ => {}
+    }
+    File::open(above)?.sync_all()
 }
 
 /// Everything below `folder` but names that start with a dot.
@@ -176,57 +200,6 @@ fn missing(path: &Path, name: &str) -> ConnectorError {
     match did_you_mean(&wanted, beside.iter().map(String::as_str)) {
         Some(similar) => error.hint(format!("beside it there is {similar}")),
         None => error.hint("check 'path'; a relative path starts where weir was started"),
-    }
-}
-
-/// A file that nobody sees yet.
-pub(super) struct Staged {
-    file: File,
-    /// `None` once it has its name.
-    staging: Option<PathBuf>,
-    folder: PathBuf,
-    target: PathBuf,
-    name: String,
-}
-
-impl Staged {
-    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), ConnectorError> {
-        self.file.write_all(bytes).map_err(|e| of_disk(&e, "write", &self.name))
-    }
-
-    pub(super) fn finish(mut self, mode: PutMode) -> Result<PutOutcome, ConnectorError> {
-        let outcome = self.publish(mode).map_err(|e| of_disk(&e, "write", &self.name))?;
-        Ok(outcome)
-    }
-
-    fn publish(&mut self, mode: PutMode) -> std::io::Result<PutOutcome> {
-        self.file.sync_all()?;
-        let Some(staging) = &self.staging else { return Ok(PutOutcome::Written) };
-        match mode {
-            PutMode::Replace => {
-                fs::rename(staging, &self.target)?;
-                self.staging = None;
-            }
-            // A hard link is the one way to give a name only if it is free.
-            PutMode::IfAbsent => match fs::hard_link(staging, &self.target) {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    return Ok(PutOutcome::AlreadyThere);
-                }
-                Err(e) => return Err(e),
-            },
-        }
-        File::open(&self.folder)?.sync_all()?;
-        Ok(PutOutcome::Written)
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if let Some(staging) = &self.staging {
-            // What remains of it has a dot, and nobody looks at it.
-            let _ = fs::remove_file(staging);
-        }
     }
 }
 

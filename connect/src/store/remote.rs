@@ -1,16 +1,18 @@
 //! Objects behind `object_store`: S3 and memory.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutOptions,
+    BackoffConfig, ClientOptions, Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutOptions,
     RetryConfig,
 };
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::future::Future;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 use weir_engine::connector::ConnectorError;
 
+use super::exclusive::ExclusiveConnector;
 use super::fault::{Doing, of_store};
 use super::{Entry, Kind, PutMode, PutOutcome, StoreOptions};
 
@@ -26,8 +29,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRIES_MAX: usize = 3;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Size of a part of an upload; S3 wants at least 5 MiB.
-const PART_BYTES: usize = 8 << 20;
+const PART_BYTES: u64 = 8 << 20;
 const PARTS_IN_FLIGHT: usize = 2;
+/// What of two files is compared at a time.
+const COMPARED_BYTES: u64 = 1 << 20;
 
 /// The process's runtime for network traffic: one thread that does nothing else.
 fn runtime() -> &'static Handle {
@@ -50,6 +55,9 @@ pub(super) struct Bucket {
     /// Address for messages.
     server: String,
     bucket: String,
+    /// Larger files go up in parts. Memory takes everything at once, because only its puts can be
+    /// conditional.
+    single_put_max: u64,
 }
 
 impl Bucket {
@@ -69,7 +77,9 @@ impl Bucket {
             }
         };
         let prefix = prefix.trim_matches('/').to_owned();
-        Ok(Arc::new(Bucket { store, prefix, server, bucket: bucket.to_owned() }))
+        let single_put_max = if scheme == "memory" { u64::MAX } else { PART_BYTES };
+        let bucket = bucket.to_owned();
+        Ok(Arc::new(Bucket { store, prefix, server, bucket, single_put_max }))
     }
 
     /// The object's key: the names as they are, nothing escaped, so that listings agree with it.
@@ -101,7 +111,7 @@ impl Bucket {
             match runtime().block_on(self.store.head(&place)) {
                 Ok(meta) => return Ok(Kind::File(meta.size)),
                 // A missing bucket shows in the listing below, with its reason.
-                Err(object_store::Error::NotFound { .. }) => {}
+                Err(Error::NotFound { .. }) => {}
                 Err(e) => return Err(self.fault(&e, "read", name)),
             }
         }
@@ -137,7 +147,7 @@ impl Bucket {
             Ok(meta) => Ok(meta.size),
             Err(e) => {
                 // The answer to HEAD has no body, so a listing must tell why.
-                let gone = matches!(e, object_store::Error::NotFound { .. });
+                let gone = matches!(e, Error::NotFound { .. });
                 if gone {
                     self.kind(path, name)?;
                 }
@@ -162,7 +172,7 @@ impl Bucket {
         mode: PutMode,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
-        use object_store::{Error, PutMode as Mode};
+        use object_store::PutMode as Mode;
         let mode = match mode {
             PutMode::Replace => Mode::Overwrite,
             PutMode::IfAbsent => Mode::Create,
@@ -180,90 +190,144 @@ impl Bucket {
 
     pub(super) fn delete(&self, path: &str, name: &str) -> Result<(), ConnectorError> {
         match runtime().block_on(self.store.delete(&self.path(path))) {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(self.fault(&e, "delete", name)),
         }
     }
 
-    pub(super) fn upload(self: &Arc<Bucket>, path: &str, name: &str) -> Parts {
-        Parts {
-            bucket: self.clone(),
-            path: path.to_owned(),
-            name: name.to_owned(),
-            buffer: BytesMut::new(),
-            upload: None,
-            in_flight: VecDeque::new(),
+    /// Makes a staged file of `bytes` bytes the object at `path`, unless one is there. The reply of
+    /// a put can be lost: a name that was free, and after an attempt (`tried`) holds exactly the
+    /// staged bytes, is ours.
+    pub(super) fn publish(
+        &self,
+        path: &str,
+        file: &mut File,
+        bytes: u64,
+        tried: &mut Option<String>,
+        name: &str,
+    ) -> Result<PutOutcome, ConnectorError> {
+        let ours = |file: &mut File| -> Result<PutOutcome, ConnectorError> {
+            let same = self.same(path, file, bytes, name)?;
+            Ok(if same { PutOutcome::Written } else { PutOutcome::AlreadyThere })
+        };
+        if self.kind(path, name)? != Kind::Nothing {
+            let again = tried.as_deref() == Some(path);
+            return if again { ours(file) } else { Ok(PutOutcome::AlreadyThere) };
         }
+        *tried = Some(path.to_owned());
+        file.seek(SeekFrom::Start(0)).map_err(|e| of_staging(&e))?;
+        let outcome = if bytes <= self.single_put_max {
+            let whole = staged(file, bytes)?;
+            self.put(path, whole, PutMode::IfAbsent, name)?
+        } else {
+            self.upload(path, file, bytes, name)?
+        };
+        match outcome {
+            // It was free a moment ago: a lost reply, or another run's file.
+            PutOutcome::AlreadyThere => ours(file),
+            PutOutcome::Written => Ok(PutOutcome::Written),
+        }
+    }
+
+    /// Uploads in parts what the file still holds; completed only if the name is free.
+    fn upload(
+        &self,
+        path: &str,
+        file: &mut File,
+        bytes: u64,
+        name: &str,
+    ) -> Result<PutOutcome, ConnectorError> {
+        let place = self.path(path);
+        let upload = self.wait("write", name, self.store.put_multipart(&place))?;
+        let mut parts = Parts { upload: Some(upload), in_flight: VecDeque::new() };
+        let fault = |e: object_store::Error| self.fault(&e, "write", name);
+        let mut left = bytes;
+        while left > 0 {
+            let length = left.min(PART_BYTES);
+            parts.send(staged(file, length)?).map_err(fault)?;
+            left -= length;
+        }
+        match parts.finish() {
+            Ok(()) => Ok(PutOutcome::Written),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                Ok(PutOutcome::AlreadyThere)
+            }
+            Err(e) => Err(fault(e)),
+        }
+    }
+
+    /// Whether the object holds exactly the staged bytes.
+    fn same(
+        &self,
+        path: &str,
+        file: &mut File,
+        bytes: u64,
+        name: &str,
+    ) -> Result<bool, ConnectorError> {
+        if self.size(path, name)? != bytes {
+            return Ok(false);
+        }
+        file.seek(SeekFrom::Start(0)).map_err(|e| of_staging(&e))?;
+        let mut at = 0;
+        while at < bytes {
+            let length = (bytes - at).min(COMPARED_BYTES);
+            if self.read(path, at..at + length, name)? != staged(file, length)? {
+                return Ok(false);
+            }
+            at += length;
+        }
+        Ok(true)
     }
 }
 
-/// An upload in parts, in progress. A small one is a single put.
-pub(super) struct Parts {
-    bucket: Arc<Bucket>,
-    path: String,
-    name: String,
-    buffer: BytesMut,
+/// The next bytes of a staged file.
+fn staged(file: &mut File, length: u64) -> Result<Bytes, ConnectorError> {
+    let mut bytes = vec![0; length as usize];
+    file.read_exact(&mut bytes).map_err(|e| of_staging(&e))?;
+    Ok(bytes.into())
+}
+
+/// A failure of the disk on which uploads are staged.
+pub(super) fn of_staging(error: &io::Error) -> ConnectorError {
+    let folder = std::env::temp_dir();
+    let message = format!("cannot stage a file in {}: {error}", folder.display());
+    ConnectorError::fatal(message).hint("TMPDIR names another folder")
+}
+
+/// An upload in parts, in progress.
+struct Parts {
+    /// `None` once it is complete.
     upload: Option<Box<dyn MultipartUpload>>,
     in_flight: VecDeque<JoinHandle<object_store::Result<()>>>,
 }
 
 impl Parts {
-    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), ConnectorError> {
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(PART_BYTES - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == PART_BYTES {
-                self.send()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends the buffer as a part, once at most one other is under way.
-    fn send(&mut self) -> Result<(), ConnectorError> {
+    /// Sends a part, once at most one other is under way.
+    fn send(&mut self, bytes: Bytes) -> object_store::Result<()> {
         self.settle(PARTS_IN_FLIGHT - 1)?;
-        if self.upload.is_none() {
-            let place = self.bucket.path(&self.path);
-            let start = self.bucket.store.put_multipart(&place);
-            self.upload = Some(self.bucket.wait("write", &self.name, start)?);
-        }
         if let Some(upload) = &mut self.upload {
-            let part = upload.put_part(self.buffer.split().freeze().into());
+            let part = upload.put_part(bytes.into());
             self.in_flight.push_back(runtime().spawn(part));
         }
         Ok(())
     }
 
-    fn settle(&mut self, left: usize) -> Result<(), ConnectorError> {
+    fn settle(&mut self, left: usize) -> object_store::Result<()> {
         while self.in_flight.len() > left
             && let Some(part) = self.in_flight.pop_front()
         {
             let done = runtime().block_on(part);
-            let done = done.unwrap_or_else(|e| Err(object_store::Error::JoinError { source: e }));
-            done.map_err(|e| self.bucket.fault(&e, "write", &self.name))?;
+            done.unwrap_or_else(|e| Err(Error::JoinError { source: e }))?;
         }
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Result<(), ConnectorError> {
-        if self.upload.is_none() {
-            let bytes = self.buffer.split().freeze();
-            let (bucket, path, name) = (self.bucket.clone(), &self.path, &self.name);
-            return bucket.put(path, bytes, PutMode::Replace, name).map(|_| ());
-        }
-        if !self.buffer.is_empty() {
-            self.send()?;
-        }
+    fn finish(mut self) -> object_store::Result<()> {
         self.settle(0)?;
-        if let Some(mut upload) = self.upload.take() {
-            let done = runtime().block_on(upload.complete());
-            if let Err(e) = done {
-                let error = self.bucket.fault(&e, "write", &self.name);
-                self.upload = Some(upload);
-                return Err(error);
-            }
+        if let Some(upload) = &mut self.upload {
+            runtime().block_on(upload.complete())?;
         }
+        self.upload = None;
         Ok(())
     }
 }
@@ -311,6 +375,7 @@ fn s3(
         .with_region(region.unwrap_or_else(|| "us-east-1".to_owned()))
         .with_virtual_hosted_style_request(!options.path_style)
         .with_client_options(client)
+        .with_http_connector(ExclusiveConnector)
         .with_retry(RetryConfig {
             backoff: BackoffConfig::default(),
             max_retries: RETRIES_MAX,

@@ -3,6 +3,7 @@
 
 use super::*;
 use expect_test::expect;
+use std::io::Write as _;
 
 fn check_laws(url: &str) {
     let store = Store::open(url, &StoreOptions::none()).unwrap();
@@ -33,7 +34,7 @@ fn check_laws(url: &str) {
     let fresh = store.put("new.json", "new", PutMode::IfAbsent).unwrap();
     assert_eq!(fresh, PutOutcome::Written);
 
-    check_uploads(&store);
+    check_drafts(&store);
     store.delete("b.json").unwrap();
     store.delete("b.json").unwrap();
     assert_eq!(store.kind("b.json").unwrap(), Kind::Nothing);
@@ -44,17 +45,21 @@ fn check_laws(url: &str) {
     store.probe_write().unwrap();
 }
 
-fn check_uploads(store: &Store) {
+fn check_drafts(store: &Store) {
     let part: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
-    let mut upload = store.upload("parts/big.bin").unwrap();
+    let mut draft = store.draft("big").unwrap();
     for _ in 0..7 {
-        upload.append(&part).unwrap();
+        draft.write_all(&part).unwrap();
     }
-    assert_eq!(store.kind("parts/big.bin").unwrap(), Kind::Nothing, "seen before its end");
-    assert_eq!(upload.finish().unwrap(), 21_000_000);
+    assert_eq!(store.kind("parts").unwrap(), Kind::Nothing, "seen before its end");
+    assert_eq!(draft.size(), 21_000_000);
+    assert_eq!(draft.publish(store, "new.json").unwrap(), PutOutcome::AlreadyThere);
+    assert_eq!(store.read_all("new.json").unwrap(), &b"new"[..]);
+    assert_eq!(draft.publish(store, "parts/big.bin").unwrap(), PutOutcome::Written);
+    drop(draft);
     assert_eq!(store.read_all("parts/big.bin").unwrap(), part.repeat(7));
-    let mut given_up = store.upload("parts/other.bin").unwrap();
-    given_up.append(b"x").unwrap();
+    let mut given_up = store.draft("other").unwrap();
+    given_up.write_all(b"x").unwrap();
     drop(given_up);
     assert_eq!(store.list("parts").unwrap().len(), 1);
 }
@@ -67,8 +72,43 @@ fn folders_and_memory_behave_alike() {
     check_laws("memory://laws/some/prefix");
     let left = std::fs::read_dir(folder.path().join("below/here")).unwrap();
     let staged =
-        left.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "part"));
+        left.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "inprogress"));
     assert_eq!(staged.count(), 0);
+}
+
+#[test]
+fn drafts_of_the_dead_are_swept_and_those_of_the_living_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), &StoreOptions::none()).unwrap();
+    for left in [".part-0-7-1-0.inprogress", ".part-00-1-1.inprogress", ".part-0-notes"] {
+        std::fs::write(folder.path().join(left), "half").unwrap();
+    }
+    let alive = store.draft("part-0-8").unwrap();
+    store.sweep("part-0-").unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|f| f.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    let own = format!(".part-0-8-{}-", std::process::id());
+    assert!(names[0].starts_with(&own), "{names:?}");
+    assert_eq!(names[1..], [".part-0-notes", ".part-00-1-1.inprogress"]);
+    drop(alive);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+/// What is on a full disk is lost in part, so that no repetition helps.
+#[test]
+fn a_draft_on_a_full_disk_says_where_and_is_final() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut draft = draft::hidden(folder.path(), "part", "out for table `archive`").unwrap();
+    draft.file = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let error = draft.write_all(b"x").unwrap_err().downcast::<ConnectorError>().unwrap();
+    expect![[r#"
+        Fatal: cannot write out for table `archive`: no space left on the device
+        free space there
+    "#]]
+    .assert_eq(&told(error, "\0"));
 }
 
 #[test]

@@ -13,7 +13,6 @@ use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression as Codec, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use weir_connect::json::JsonEncoder;
 
@@ -74,7 +73,7 @@ impl Encoding {
     }
 
     /// Starts a file.
-    pub(crate) fn start(&self, file: File) -> io::Result<FileEncoder> {
+    pub(crate) fn start<W: Write + Send>(&self, file: W) -> io::Result<FileEncoder<W>> {
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(match self {
             Encoding::Json(encoder) => {
@@ -91,12 +90,12 @@ impl Encoding {
 }
 
 /// A file that is being written.
-pub(crate) enum FileEncoder {
-    Json { encoder: JsonEncoder, out: BufWriter<File>, bytes: u64 },
-    Parquet { writer: Box<ArrowWriter<BufWriter<File>>>, waiting: Slices },
+pub(crate) enum FileEncoder<W: Write + Send> {
+    Json { encoder: JsonEncoder, out: BufWriter<W>, bytes: u64 },
+    Parquet { writer: Box<ArrowWriter<BufWriter<W>>>, waiting: Slices },
 }
 
-impl FileEncoder {
+impl<W: Write + Send> FileEncoder<W> {
     /// Adds rows.
     pub(crate) fn write(&mut self, rows: &RecordBatch) -> io::Result<()> {
         match self {
@@ -125,8 +124,8 @@ impl FileEncoder {
         }
     }
 
-    /// Writes what is left and gives the file back, not synced yet, with its size.
-    pub(crate) fn finish(self) -> io::Result<(File, u64)> {
+    /// Writes what is left and gives the file back, not synced yet.
+    pub(crate) fn finish(self) -> io::Result<W> {
         let out = match self {
             FileEncoder::Json { out, .. } => out,
             FileEncoder::Parquet { mut writer, mut waiting } => {
@@ -136,9 +135,7 @@ impl FileEncoder {
                 writer.into_inner().map_err(disk_error)?
             }
         };
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        let bytes = file.metadata()?.len();
-        Ok((file, bytes))
+        out.into_inner().map_err(io::IntoInnerError::into_error)
     }
 }
 

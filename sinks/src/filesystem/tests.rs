@@ -219,7 +219,7 @@ fn a_full_disk_is_said_with_the_place() {
     let encoding = Encoding::of(spec.schema(), &made).unwrap();
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut encoder = encoding.start(full).unwrap();
-    let error = encoder.write(&rows(0, 20_000)).and_then(|()| encoder.finish().map(|_| ()));
+    let error = encoder.write(&rows(0, 20_000)).and_then(|()| encoder.finish().map(drop));
     assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
 
     let mut parquet = spec.clone();
@@ -228,7 +228,7 @@ fn a_full_disk_is_said_with_the_place() {
     let encoding = Encoding::of(spec.schema(), &made).unwrap();
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut encoder = encoding.start(full).unwrap();
-    let error = encoder.write(&rows(0, 20_000)).and_then(|()| encoder.finish().map(|_| ()));
+    let error = encoder.write(&rows(0, 20_000)).and_then(|()| encoder.finish().map(drop));
     assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
 }
 

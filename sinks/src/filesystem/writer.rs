@@ -8,13 +8,14 @@ use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weir_connect::store::Draft;
 use weir_engine::connector::ConnectorError;
 use weir_engine::sink::{SinkReport, SinkWriter};
 use weir_engine::time::{Epoch, Millis};
 
 use super::encode::{Encoding, FileEncoder};
 use super::partition::Layout;
-use super::target::{Files, Started};
+use super::target::{ShardTarget, of_writing};
 
 /// When files close.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,7 @@ pub(crate) struct Rolling {
 }
 
 struct OpenFile {
-    started: Started,
-    encoder: FileEncoder,
+    encoder: FileEncoder<Draft>,
     first_epoch: Epoch,
     /// Recorded time at the end of its first epoch.
     since: Option<Millis>,
@@ -39,7 +39,7 @@ struct OpenFile {
 /// Writes one shard.
 pub(crate) struct ShardWriter {
     shard: u32,
-    files: Box<dyn Files>,
+    files: ShardTarget,
     layout: Layout,
     encoding: Encoding,
     rolling: Rolling,
@@ -51,7 +51,7 @@ pub(crate) struct ShardWriter {
 impl ShardWriter {
     pub(crate) fn over(
         shard: u32,
-        files: Box<dyn Files>,
+        files: ShardTarget,
         layout: Layout,
         encoding: Encoding,
         rolling: Rolling,
@@ -68,25 +68,23 @@ impl ShardWriter {
         rows: &RecordBatch,
     ) -> Result<(), ConnectorError> {
         if !self.open.contains_key(folder) {
-            let stem = format!("part-{}-{epoch:020}", self.shard);
-            let (started, file) = self.files.start(folder, &stem, self.encoding.suffix())?;
-            let encoder = self.encoding.start(file).map_err(|e| self.files.failed(&started, &e))?;
-            let opened = OpenFile { started, encoder, first_epoch: epoch, since: None, rows: 0 };
+            let draft = self.files.start(&stem(self.shard, epoch))?;
+            let encoder = self.encoding.start(draft).map_err(of_writing)?;
+            let opened = OpenFile { encoder, first_epoch: epoch, since: None, rows: 0 };
             self.open.insert(folder.clone(), opened);
         }
         if let Some(open) = self.open.get_mut(folder) {
             open.rows += rows.num_rows() as u64;
-            let written = open.encoder.write(rows);
-            written.map_err(|e| self.files.failed(&open.started, &e))?;
+            open.encoder.write(rows).map_err(of_writing)?;
         }
         Ok(())
     }
 
     fn close(&mut self, folder: &Arc<str>) -> Result<(), ConnectorError> {
         let Some(open) = self.open.remove(folder) else { return Ok(()) };
-        let finished = open.encoder.finish();
-        let (file, bytes) = finished.map_err(|e| self.files.failed(&open.started, &e))?;
-        self.files.publish(open.started, file, bytes)?;
+        let draft = open.encoder.finish().map_err(of_writing)?;
+        let (stem, bytes) = (stem(self.shard, open.first_epoch), draft.size());
+        self.files.publish(draft, folder, &stem, self.encoding.suffix())?;
         self.report.committed(open.rows, bytes);
         Ok(())
     }
@@ -95,6 +93,11 @@ impl ShardWriter {
         let oldest = self.open.values().map(|f| f.first_epoch).min();
         oldest.map_or(self.ended, |first| first.saturating_sub(1).min(self.ended))
     }
+}
+
+/// A file's name without its suffix.
+fn stem(shard: u32, first_epoch: Epoch) -> String {
+    format!("part-{shard}-{first_epoch:020}")
 }
 
 impl SinkWriter for ShardWriter {

@@ -1,0 +1,212 @@
+//! Files in the making: written on the local disk, then made an object in one step.
+//!
+//! # Argument
+//! For a local folder a draft has a hidden name in that folder, so that it is on the file system of
+//! its final name. It is synced before it gets that name, and the folder is synced afterwards: a
+//! visible file is whole, even after a power cut. While it is written its lock is held; what has no
+//! lock was left by a run that died, and [`sweep`] removes it.
+//!
+//! For an object store a draft is a file without a name in the system's temporary folder. An upload
+//! that fails half-way is begun again from it, so memory is bounded by the parts under way and no
+//! failure of the server loses a byte.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use weir_engine::connector::{ConnectorError, Remedy};
+
+use super::fault::of_disk;
+use super::{PutMode, PutOutcome, Store, local, remote};
+
+const IN_PROGRESS: &str = ".inprogress";
+/// Names tried for one draft before something else must be wrong.
+const NAMES_MAX: u32 = 100_000;
+
+/// A file that nobody sees yet. Dropping it removes what it left on disk.
+pub struct Draft {
+    pub(super) file: File,
+    pub(super) size: u64,
+    /// What is being written, for messages.
+    pub(super) name: String,
+    pub(super) place: DraftPlace,
+}
+
+pub(super) enum DraftPlace {
+    Local(Hidden),
+    /// The path for which a put was begun; how that ended may be unknown.
+    Remote {
+        tried: Option<String>,
+    },
+}
+
+/// A hidden name, taken back when it is dropped.
+pub(super) struct Hidden {
+    path: PathBuf,
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // It is gone where it was renamed; what remains has a dot, and nobody looks at it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Draft {
+    /// Bytes written so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Makes the whole file the object at `path` of the store that it was drafted for, durably,
+    /// unless one is there already; then another path may be tried. After `Retry` the same call may
+    /// be repeated, whatever became of the first attempt.
+    ///
+    /// # Errors
+    /// What the world answers; for a local disk never `Retry`, because a file whose sync has failed
+    /// may be lost in parts.
+    pub fn publish(&mut self, store: &Store, path: &str) -> Result<PutOutcome, ConnectorError> {
+        let name = store.told(path);
+        match (&store.place, &mut self.place) {
+            (super::Place::Local(folder), DraftPlace::Local(hidden)) => {
+                let target = folder.path(path);
+                hidden.publish(&self.file, &target, PutMode::IfAbsent, &name).map_err(final_one)
+            }
+            (super::Place::Remote(bucket), DraftPlace::Remote { tried }) => {
+                bucket.publish(path, &mut self.file, self.size, tried, &name)
+            }
+            _ => unreachable!("a draft is published where it was made"),
+        }
+    }
+}
+
+/// For encoders. The [`ConnectorError`] is inside the [`io::Error`].
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.file.write(bytes) {
+            Ok(count) => {
+                self.size += count as u64;
+                Ok(count)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            Err(error) => Err(io::Error::other(final_one(of_disk(&error, "write", &self.name)))),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What was written so far cannot be written again, so no failure of the disk is worth a repetition.
+fn final_one(mut error: ConnectorError) -> ConnectorError {
+    if error.remedy == Remedy::Retry {
+        error.remedy = Remedy::Fatal;
+    }
+    error
+}
+
+/// A draft in the folder of its final name. `name` is for messages.
+pub(super) fn hidden(folder: &Path, label: &str, name: &str) -> io::Result<Draft> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    for _ in 0..NAMES_MAX {
+        // Another run may have the same number of process, in a container of its own.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!(".{label}-{}-{number}{IN_PROGRESS}", std::process::id()));
+        let file = match options.open(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+            other => other?,
+        };
+        match file.try_lock() {
+            // A file system without locks: a crash then leaves the file until someone removes it.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+            // Somebody is about to sweep it away.
+            Err(TryLockError::WouldBlock) => continue,
+        }
+        let place = DraftPlace::Local(Hidden { path });
+        return Ok(Draft { file, size: 0, name: name.to_owned(), place });
+    }
+    Err(ErrorKind::AlreadyExists.into())
+}
+
+/// A draft for an object store: a file that has no name any more and goes with its handle.
+pub(super) fn nameless() -> Result<Draft, ConnectorError> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let folder = std::env::temp_dir();
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = folder.join(format!("weir-{}-{number}.staged", std::process::id()));
+    let mut options = OpenOptions::new();
+    // A leftover of a process of the same number is nobody's any more.
+    let opened = options.read(true).write(true).create(true).truncate(true).open(&path);
+    let opened = opened.and_then(|file| fs::remove_file(&path).map(|()| file));
+    let file = opened.map_err(|error| remote::of_staging(&error))?;
+    let name = format!("a file to upload in {}", folder.display());
+    Ok(Draft { file, size: 0, name, place: DraftPlace::Remote { tried: None } })
+}
+
+/// Removes drafts in `folder` whose label starts with `label` and that no living run holds.
+pub(super) fn sweep(folder: &Path, label: &str) -> io::Result<()> {
+    let prefix = format!(".{label}");
+    for entry in fs::read_dir(folder)?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with(&prefix) || !name.ends_with(IN_PROGRESS) {
+            continue;
+        }
+        let path = entry.path();
+        let unlocked = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        if unlocked && fs::remove_file(&path).is_ok() {
+            tracing::info!(file = %path.display(), "removed an unfinished file of an earlier run");
+        }
+    }
+    Ok(())
+}
+
+impl Hidden {
+    /// Gives the file its visible name.
+    pub(super) fn publish(
+        &self,
+        file: &File,
+        target: &Path,
+        mode: PutMode,
+        name: &str,
+    ) -> Result<PutOutcome, ConnectorError> {
+        self.appear(file, target, mode).map_err(|e| of_disk(&e, "write", name))
+    }
+
+    fn appear(&self, file: &File, target: &Path, mode: PutMode) -> io::Result<PutOutcome> {
+        file.sync_all()?;
+        let folder = local::folder_of(target);
+        local::make_folder(folder)?;
+        match mode {
+            PutMode::Replace => fs::rename(&self.path, target)?,
+            PutMode::IfAbsent => match self.link(target) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                    return Ok(PutOutcome::AlreadyThere);
+                }
+                other => other?,
+            },
+        }
+        File::open(folder)?.sync_all()?;
+        Ok(PutOutcome::Written)
+    }
+
+    /// A hard link is the one way to give a name only if it is free.
+    fn link(&self, target: &Path) -> io::Result<()> {
+        match fs::hard_link(&self.path, target) {
+            // File systems without hard links: look, then rename. Only another run that writes the
+            // same name in the same moment could come between.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) =>
+            {
+                if target.exists() {
+                    return Err(ErrorKind::AlreadyExists.into());
+                }
+                fs::rename(&self.path, target)
+            }
+            other => other,
+        }
+    }
+}
