@@ -9,9 +9,12 @@
 //! A session's rule compares an earlier row's `ts + gap - 1` with a later row's mark. For a later
 //! row no more than the gap away, that can only matter if its own `ts - 1` is not above its mark.
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array, UInt64Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array,
+};
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::{concat_batches, take, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use std::sync::Arc;
 
@@ -175,7 +178,6 @@ impl Delta {
     /// The chunk as one batch with the columns `__diff`, `__mark`, `__split`, `__offset` behind the
     /// rows where they are present: the form between processes and in snapshots.
     pub fn to_batch(&self) -> Result<RecordBatch, ArrowError> {
-        use arrow::datatypes::{Field, Schema};
         let schema = self.rows.schema();
         let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
         let mut columns: Vec<ArrayRef> = self.rows.columns().to_vec();
@@ -191,8 +193,7 @@ impl Delta {
             push("__split", Arc::new(UInt64Array::new(p.splits.clone(), None)));
             push("__offset", Arc::new(UInt64Array::new(p.offsets.clone(), None)));
         }
-        let options =
-            arrow::array::RecordBatchOptions::new().with_row_count(Some(self.rows.num_rows()));
+        let options = RecordBatchOptions::new().with_row_count(Some(self.rows.num_rows()));
         RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
     }
 
@@ -272,7 +273,6 @@ pub(crate) fn without_wide_dictionaries(rows: &RecordBatch) -> RecordBatch {
 
 /// The same rows with dictionary columns spelled out.
 pub fn unpack(rows: &RecordBatch) -> RecordBatch {
-    use arrow::datatypes::{DataType, Field, Schema};
     let schema = rows.schema();
     let packed = |t: &DataType| matches!(t, DataType::Dictionary(_, _));
     if !schema.fields().iter().any(|f| packed(f.data_type())) {
@@ -287,11 +287,41 @@ pub fn unpack(rows: &RecordBatch) -> RecordBatch {
     };
     let (fields, columns): (Vec<Field>, Vec<ArrayRef>) =
         schema.fields().iter().zip(rows.columns()).map(spell).unzip();
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     match RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options) {
         Ok(batch) => batch,
         Err(error) => unreachable!("unpacked columns do not make a batch: {error}"),
     }
+}
+
+/// A batch of these columns under this schema, except that a column planned as a string may be a
+/// dictionary of strings: its field then says so. Columns of any other type than planned are an
+/// error.
+pub fn batch_of(
+    schema: &SchemaRef,
+    columns: Vec<ArrayRef>,
+    rows: usize,
+) -> Result<RecordBatch, ArrowError> {
+    let packed = |(field, column): (&Arc<Field>, &ArrayRef)| match column.data_type() {
+        found @ DataType::Dictionary(_, values) if field.data_type() != found => {
+            field.data_type() == values.as_ref()
+        }
+        _ => false,
+    };
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    if !schema.fields().iter().zip(&columns).any(packed) {
+        return RecordBatch::try_new_with_options(schema.clone(), columns, &options);
+    }
+    let adapted = |pair: (&Arc<Field>, &ArrayRef)| {
+        let (field, column) = pair;
+        match packed(pair) {
+            true => Arc::new(field.as_ref().clone().with_data_type(column.data_type().clone())),
+            false => field.clone(),
+        }
+    };
+    let fields: Vec<Arc<Field>> = schema.fields().iter().zip(&columns).map(adapted).collect();
+    let schema = Schema::new_with_metadata(fields, schema.metadata().clone());
+    RecordBatch::try_new_with_options(Arc::new(schema), columns, &options)
 }
 
 /// Takes rows of one column; a thin name for arrow's kernel.
@@ -302,7 +332,6 @@ pub fn take_column(column: &ArrayRef, indices: &UInt32Array) -> Result<ArrayRef,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::datatypes::{DataType, Field, Schema};
 
     fn delta() -> Delta {
         let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
@@ -337,5 +366,13 @@ mod tests {
         assert_eq!(after.rows, before.rows);
         assert_eq!(after.diffs, before.diffs);
         assert_eq!(after.provenance, before.provenance);
+    }
+
+    #[test]
+    fn a_column_of_another_type_than_planned_is_an_error() {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int32, true)]));
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+        assert!(batch_of(&schema, vec![column], 1).is_err());
+        assert_eq!(batch_of(&Arc::new(Schema::empty()), vec![], 3).unwrap().num_rows(), 3);
     }
 }

@@ -1,6 +1,7 @@
 //! Operator cores: windows, joins, enrichment, deduplication, and the aggregates they keep.
 
 pub mod aggregates;
+mod late;
 pub mod rowwise;
 pub mod session;
 pub mod temporal;

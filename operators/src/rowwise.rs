@@ -18,19 +18,15 @@
 #[cfg(test)]
 mod tests;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions,
-    UInt32Array, UInt64Array,
-};
+use arrow::array::{Array, AsArray, BooleanArray, Int64Array, UInt32Array, UInt64Array};
 use arrow::buffer::{BooleanBuffer, ScalarBuffer};
 use arrow::compute::{FilterBuilder, FilterPredicate};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, UInt64Type};
+use arrow::datatypes::{Int64Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use weir_engine::expression::{ExpressionRef, RowFailure};
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
-use weir_engine::rows::{Delta, Provenance};
+use weir_engine::rows::{Delta, Provenance, batch_of};
 use weir_engine::time::{MARK_NONE, Millis};
 
 /// What a [`RowWise`] does.
@@ -210,36 +206,6 @@ pub fn set_aside(
         (0..delta.len()).filter(|row| !reasons.contains_key(row)).map(place).collect();
     out.failed.push((delta.take(&bad)?, reasons.into_values().collect()));
     Ok(delta.take(&good)?)
-}
-
-/// A batch of these columns under this schema, except that a column planned as a string may be a
-/// dictionary of strings: its field then says so. Columns of any other type than planned are an
-/// error.
-pub fn batch_of(
-    schema: &SchemaRef,
-    columns: Vec<ArrayRef>,
-    rows: usize,
-) -> Result<RecordBatch, ArrowError> {
-    let packed = |(field, column): (&Arc<Field>, &ArrayRef)| match column.data_type() {
-        found @ DataType::Dictionary(_, values) if field.data_type() != found => {
-            field.data_type() == values.as_ref()
-        }
-        _ => false,
-    };
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    if !schema.fields().iter().zip(&columns).any(packed) {
-        return RecordBatch::try_new_with_options(schema.clone(), columns, &options);
-    }
-    let adapted = |pair: (&Arc<Field>, &ArrayRef)| {
-        let (field, column) = pair;
-        match packed(pair) {
-            true => Arc::new(field.as_ref().clone().with_data_type(column.data_type().clone())),
-            false => field.clone(),
-        }
-    };
-    let fields: Vec<Arc<Field>> = schema.fields().iter().zip(&columns).map(adapted).collect();
-    let schema = Schema::new_with_metadata(fields, schema.metadata().clone());
-    RecordBatch::try_new_with_options(Arc::new(schema), columns, &options)
 }
 
 impl Operator for RowWise {

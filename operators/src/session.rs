@@ -40,7 +40,6 @@
 //! key: O(s²) at worst, once for each time that something of the key may fire or be late.
 
 mod keeping;
-pub(crate) mod late;
 mod runs;
 #[cfg(test)]
 pub(crate) mod script;
@@ -54,13 +53,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
-use weir_engine::rows::{Delta, Origin, Provenance};
+use weir_engine::rows::{Delta, Origin, Provenance, batch_of};
 use weir_engine::time::{MARK_END, MARK_NONE, Millis, mark_less};
 
 use crate::aggregates::{Accumulators, AggregateCall, Arguments, KeyInterner};
-use crate::rowwise::{batch_of, set_aside};
+use crate::late::{LateRow, put_late};
+use crate::rowwise::set_aside;
 use crate::temporal::{RowStore, timed};
-use late::{LateRow, put_late};
 use runs::{Fired, KeySessions, Straggler};
 
 /// What a [`SessionAggregate`] does.
@@ -290,7 +289,7 @@ impl SessionAggregate {
         let reach = self.spec.gap - 1;
         let row = |(row, s): (usize, &Straggler)| {
             let last = s.time.saturating_add(reach);
-            LateRow { row: row as u32, mark: s.mark, limit: s.limit, last }
+            LateRow { row: row as u32, time: s.time, mark: s.mark, limit: s.limit, last }
         };
         let rows: Vec<LateRow> = late.iter().enumerate().map(row).collect();
         let numbers: Vec<u32> = late.iter().map(|s| s.row).collect();
@@ -305,7 +304,7 @@ impl SessionAggregate {
             provenance: Some(provenance),
             origin: Origin::Fired,
         };
-        put_late(&delta, &rows, self.spec.collect_late, out)?;
+        put_late(&rows, &delta, self.spec.collect_late, out)?;
         self.groups.give_back(late.iter().map(|s| s.group).collect());
         Ok(())
     }

@@ -20,10 +20,10 @@ use arrow::buffer::ScalarBuffer;
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimeUnit, TimestampMillisecondType};
 use weir_engine::expression::RowFailure;
 use weir_engine::operator::{OperatorError, Output};
-use weir_engine::rows::Delta;
+use weir_engine::rows::{Delta, batch_of};
 use weir_engine::time::Millis;
 
-use crate::rowwise::{batch_of, set_aside};
+use crate::rowwise::set_aside;
 use store::NO_ROW;
 pub(crate) use store::RowStore;
 

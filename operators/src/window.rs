@@ -24,7 +24,6 @@
 //! # Limits
 //! Memory: open panes × groups in each; 2^32 − 1 of them.
 
-mod late;
 mod panes;
 mod partial;
 mod shape;
@@ -43,7 +42,7 @@ use weir_engine::rows::Delta;
 use weir_engine::time::{MARK_END, MARK_NONE, Millis};
 
 use crate::aggregates::{Accumulators, AggregateCall, AggregateFunction, Arguments, KeyInterner};
-use late::LateRow;
+use crate::late::{LateRow, put_late};
 use panes::{Keys, NO_SLOT, Slots, Waiting};
 pub use partial::PreAggregate;
 use shape::Pane;
@@ -193,16 +192,17 @@ impl WindowAggregate {
     /// The same for a chunk where some row may be late; gives the rows that are, for all windows.
     fn place_each(&mut self, delta: &Delta, times: &[Millis]) -> Vec<LateRow> {
         let mut late = Vec::new();
-        for (row, &ts) in times.iter().enumerate() {
-            let slot = match self.spec.shape.pane(ts) {
+        for (row, &time) in times.iter().enumerate() {
+            let slot = match self.spec.shape.pane(time) {
                 None => NO_SLOT,
                 Some(pane) => {
                     let (mark, first) = (delta.mark(row), self.spec.shape.first_end(pane));
-                    let late_at = mark.max(self.watermark);
-                    let entry = if ts > late_at { first } else { self.entry(pane, first, late_at) };
+                    let limit = mark.max(self.watermark);
+                    let entry = if time > limit { first } else { self.entry(pane, first, limit) };
                     let last_end = self.spec.shape.last_end(pane.start);
                     if entry > last_end {
-                        late.push(LateRow { row, ts, mark, late_at, last_end });
+                        let (row, last) = (row as u32, last_end - 1);
+                        late.push(LateRow { row, time, mark, limit, last });
                         NO_SLOT
                     } else {
                         let place = self.waiting.place(pane.start, entry);
@@ -216,14 +216,14 @@ impl WindowAggregate {
         late
     }
 
-    /// The end of the first window over the pane with end − 1 > `late_at`, whether or not one
+    /// The end of the first window over the pane with end − 1 > `limit`, whether or not one
     /// exists.
-    fn entry(&self, pane: Pane, first: Millis, late_at: Millis) -> Millis {
-        if late_at == MARK_END {
+    fn entry(&self, pane: Pane, first: Millis, limit: Millis) -> Millis {
+        if limit == MARK_END {
             return MARK_END;
         }
         debug_assert!(first >= pane.end);
-        first.max(self.spec.shape.end_after(late_at.saturating_add(1)))
+        first.max(self.spec.shape.end_after(limit.saturating_add(1)))
     }
 
     /// Adds the rows that were placed to their slots.
@@ -397,7 +397,7 @@ impl Operator for WindowAggregate {
             self.place_all(times);
         } else {
             let late = self.place_each(&delta, times);
-            late::put(&late, &delta, self.spec.collect_late, out)?;
+            put_late(&late, &delta, self.spec.collect_late, out)?;
         }
         self.add(arguments, delta.diffs.as_deref())
     }

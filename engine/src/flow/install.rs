@@ -21,7 +21,7 @@ use super::carrier::Carrier;
 use super::cuts::{Addressed, CutParts, SplitNames, resolve};
 use super::driver::{Accepted, Driver, EpochPolicy, Known, Next, Outlets, SourceRuntime};
 use super::lifted::{FactsStream, RowsStream};
-use super::reading::{Reading, batch_of, ids};
+use super::reading::{Reading, ids, planned_batch};
 use super::sink::attach;
 use crate::cut::{CutPart, CutState, SourcePlan};
 use crate::graph::{Edge, Exchange, Graph, Node, Outlet, SourceNode, dead_letter_schema};
@@ -387,7 +387,7 @@ fn letters(operator: &str, delta: &Delta, reasons: &[String]) -> Delta {
         Arc::new(TimestampMillisecondArray::new_null(rows).with_timezone("UTC")),
         Arc::new(StringArray::from_iter_values((0..rows).map(reason))),
     ];
-    let mut letters = Delta::fired(batch_of(&dead_letter_schema(), columns, rows));
+    let mut letters = Delta::fired(planned_batch(&dead_letter_schema(), columns, rows));
     letters.origin = delta.origin;
     letters
 }

@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, AsArray, BinaryArray, Int64Array, StringArray, UInt32Array};
 use arrow::array::{ArrayRef, RecordBatch, TimestampMillisecondArray};
-use arrow::datatypes::TimestampMillisecondType;
+use arrow::datatypes::{SchemaRef, TimestampMillisecondType};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use crate::expression::ExpressionRef;
 use crate::graph::{SourceNode, dead_letter_schema};
 use crate::job::SourceCounters;
 use crate::marks::SplitMark;
-use crate::rows::{Delta, Origin, Provenance, SplitId};
+use crate::rows::{Delta, Origin, Provenance, SplitId, batch_of};
 use crate::source::{BadRow, Chunk, Offsets, SplitQueue};
 use crate::time::{MARK_END, MARK_NONE, Millis};
 
@@ -202,7 +202,7 @@ impl Reading {
         let Some(expressions) = &self.node.compute else { return (chunk, bad) };
         match evaluate(expressions, &chunk.rows, now) {
             Ok(columns) => {
-                chunk.rows = self.batch(columns, chunk.len());
+                chunk.rows = planned_batch(&self.node.schema, columns, chunk.len());
             }
             Err(failed) => {
                 let reasons = failed.iter().map(|(row, why)| (*row, why.clone()));
@@ -216,10 +216,6 @@ impl Reading {
             }
         }
         (chunk, bad)
-    }
-
-    fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> RecordBatch {
-        batch_of(&self.node.schema, columns, rows)
     }
 
     /// Rows without an event time are data errors.
@@ -257,7 +253,7 @@ impl Reading {
             ),
             Arc::new(StringArray::from_iter_values(bad.iter().map(|b| &b.reason))),
         ];
-        let mut delta = Delta::fired(batch_of(&dead_letter_schema(), columns, bad.len()));
+        let mut delta = Delta::fired(planned_batch(&dead_letter_schema(), columns, bad.len()));
         delta.origin = Origin::Split { split: self.id, offset: bad[0].offset };
         Some(delta)
     }
@@ -277,26 +273,13 @@ fn times(rows: &RecordBatch, column: usize) -> &TimestampMillisecondArray {
     rows.column(column).as_primitive::<TimestampMillisecondType>()
 }
 
-/// A batch of these columns; where a column is a dictionary of the type in the schema, it stays
-/// one.
-pub(crate) fn batch_of(
-    schema: &arrow::datatypes::SchemaRef,
+/// A batch of columns that were planned for this schema.
+pub(crate) fn planned_batch(
+    schema: &SchemaRef,
     columns: Vec<ArrayRef>,
     rows: usize,
 ) -> RecordBatch {
-    use arrow::datatypes::{Field, Schema};
-    let same = schema.fields().iter().zip(&columns).all(|(f, c)| f.data_type() == c.data_type());
-    let schema = if same {
-        schema.clone()
-    } else {
-        let fields = schema.fields().iter().zip(&columns);
-        let adapted = fields
-            .map(|(f, c)| Field::new(f.name(), c.data_type().clone(), f.is_nullable()))
-            .collect::<Vec<_>>();
-        Arc::new(Schema::new(adapted))
-    };
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows));
-    match RecordBatch::try_new_with_options(schema, columns, &options) {
+    match batch_of(schema, columns, rows) {
         Ok(batch) => batch,
         Err(error) => unreachable!("planned columns do not make a batch: {error}"),
     }

@@ -9,10 +9,8 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use weir_engine::keys::{KeyGroup, KeyGroups, KeyHasher, owner};
 use weir_engine::operator::{Counts, EpochEnd, Operator, Output};
-use weir_engine::rows::{Delta, Origin, Provenance, SplitId, unpack};
+use weir_engine::rows::{Delta, Origin, Provenance, SplitId, batch_of, unpack};
 use weir_engine::time::{MARK_END, MARK_NONE, Millis, mark_less};
-
-use crate::rowwise::batch_of;
 
 /// A row of a script.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,7 +17,7 @@ use arrow::compute::{concat, interleave, take, take_record_batch};
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use std::sync::Arc;
 use weir_engine::operator::OperatorError;
-use weir_engine::rows::unpack;
+use weir_engine::rows::{batch_of, unpack};
 
 /// The row of NULLs.
 pub(super) const NO_ROW: u32 = 0;
@@ -48,7 +48,7 @@ impl RowStore {
             .map(|f| f.as_ref().clone().with_data_type(plain(f.data_type())).with_nullable(true));
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let nulls = schema.fields().iter().map(|f| new_null_array(f.data_type(), 1)).collect();
-        let rows = crate::rowwise::batch_of(&schema, nulls, 1)?;
+        let rows = batch_of(&schema, nulls, 1)?;
         Ok(RowStore { schema, parts: vec![Part { base: 0, rows }] })
     }
 
@@ -69,8 +69,7 @@ impl RowStore {
             return Err(OperatorError::State("a table has more than 2^32 rows".into()));
         }
         let plain = unpack(&take_record_batch(rows, indices)?);
-        let rows =
-            crate::rowwise::batch_of(&self.schema, plain.columns().to_vec(), plain.num_rows())?;
+        let rows = batch_of(&self.schema, plain.columns().to_vec(), plain.num_rows())?;
         self.parts.push(Part { base, rows });
         while let [.., before, last] = &self.parts[..] {
             if before.rows.num_rows() > 2 * last.rows.num_rows() {
@@ -87,7 +86,7 @@ impl RowStore {
             let joined = columns.map(|(a, b)| concat(&[a.as_ref(), b.as_ref()]));
             let joined = joined.collect::<Result<Vec<_>, _>>()?;
             let count = before.rows.num_rows() + last.rows.num_rows();
-            let rows = crate::rowwise::batch_of(&self.schema, joined, count)?;
+            let rows = batch_of(&self.schema, joined, count)?;
             self.parts.push(Part { base: before.base, rows });
         }
         Ok(())
@@ -124,7 +123,7 @@ impl RowStore {
     /// The rows as a batch.
     pub(crate) fn batch(&self, numbers: &[u32]) -> Result<RecordBatch, OperatorError> {
         let columns = self.gather(numbers)?;
-        Ok(crate::rowwise::batch_of(&self.schema, columns, numbers.len())?)
+        Ok(batch_of(&self.schema, columns, numbers.len())?)
     }
 
     /// Keeps only these rows: they get the numbers 1, 2, … in the order given.

@@ -40,7 +40,7 @@ use super::keys::{JoinKeys, NO_KEY};
 use super::store::{NO_ROW, RowStore};
 use super::waiting::{Waiting, in_order};
 use super::{beside, marks_part, timed, times_of};
-use crate::session::late::{LateRow, put_late};
+use crate::late::{LateRow, put_late};
 
 #[cfg(test)]
 mod tests;
@@ -151,11 +151,11 @@ impl WindowVersionJoin {
             let mark = delta.mark(row as usize);
             let limit = mark.max(self.before);
             match last <= limit {
-                true => late.push(LateRow { row, mark, limit, last }),
+                true => late.push(LateRow { row, time: last, mark, limit, last }),
                 false => kept.push(row),
             }
         }
-        put_late(&delta, &late, self.spec.collect_late, out)?;
+        put_late(&late, &delta, self.spec.collect_late, out)?;
         self.waiting.push(&delta, kept)
     }
 
