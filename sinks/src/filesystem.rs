@@ -56,16 +56,6 @@ weir_connect::choices! {
 }
 
 weir_connect::choices! {
-    /// How TIMESTAMPs look in JSON.
-    pub enum Timestamps {
-        /// `2024-03-10 07:08:09.5`.
-        Sql = "SQL",
-        /// `2024-03-10T07:08:09.5`.
-        Iso8601 = "ISO-8601",
-    }
-}
-
-weir_connect::choices! {
     /// How the pages of Parquet files are compressed.
     pub enum Compression {
         /// Fast, read by everything.
@@ -108,7 +98,7 @@ weir_connect::options! {
         /// Rows of a row group in Parquet files.
         pub row_group_rows: NonZeroU32 = "parquet.row-group-rows", default "131072";
         /// How TIMESTAMPs look in JSON.
-        pub timestamps: Timestamps = "json.timestamp-format.standard", default "SQL";
+        pub timestamps: TimestampStandard = "json.timestamp-format.standard", default "SQL";
         /// Whether columns that are NULL are left out of JSON.
         pub ignore_null_fields: bool = "json.encode.ignore-null-fields", default "false";
     }
@@ -158,10 +148,7 @@ pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<
 impl FilesystemSinkOptions {
     fn json(&self) -> JsonOptions {
         JsonOptions {
-            timestamp_standard: match self.timestamps {
-                Timestamps::Sql => TimestampStandard::Sql,
-                Timestamps::Iso8601 => TimestampStandard::Iso8601,
-            },
+            timestamp_standard: self.timestamps,
             ignore_null_fields: self.ignore_null_fields,
             ..JsonOptions::default()
         }

@@ -66,16 +66,6 @@ weir_connect::choices! {
     }
 }
 
-weir_connect::choices! {
-    /// How times look as text.
-    pub enum TimestampFormat {
-        /// As in SQL.
-        Sql = "SQL",
-        /// As in ISO 8601.
-        Iso = "ISO-8601",
-    }
-}
-
 weir_connect::options! {
     /// Options of the `filesystem` source.
     pub struct FilesystemOptions {
@@ -97,7 +87,7 @@ weir_connect::options! {
         /// Name that stands for NULL where a folder is named after a partition.
         pub default_partition: String = "partition.default-name", default "__DEFAULT_PARTITION__";
         /// How TIMESTAMP columns look in JSON.
-        pub timestamp_format: TimestampFormat =
+        pub timestamp_format: TimestampStandard =
             "json.timestamp-format.standard", default "SQL";
         /// Whether a line that lacks a column is a bad row.
         pub fail_on_missing: bool = "json.fail-on-missing-field", default "false";
@@ -200,10 +190,7 @@ fn check(table: &TableSpec, options: &FilesystemOptions) -> Vec<OptionError> {
 impl FilesystemOptions {
     fn json(&self) -> JsonOptions {
         JsonOptions {
-            timestamp_standard: match self.timestamp_format {
-                TimestampFormat::Sql => TimestampStandard::Sql,
-                TimestampFormat::Iso => TimestampStandard::Iso8601,
-            },
+            timestamp_standard: self.timestamp_format,
             fail_on_missing: self.fail_on_missing,
             ..JsonOptions::default()
         }

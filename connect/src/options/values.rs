@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::{Secret, did_you_mean};
+use crate::json::TimestampStandard;
 
 /// Why a text is not the value of an option. The reader adds key, table and the text itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,19 @@ impl OptionValue for Secret {
 
     fn parse(text: &str) -> Result<Self, BadValue> {
         Ok(Secret::new(text))
+    }
+}
+
+/// How TIMESTAMPs look in JSON, for the sources and sinks that have the option.
+impl OptionValue for TimestampStandard {
+    const KIND: &'static str = "SQL | ISO-8601";
+
+    fn parse(text: &str) -> Result<Self, BadValue> {
+        match text.trim() {
+            t if t.eq_ignore_ascii_case("SQL") => Ok(TimestampStandard::Sql),
+            t if t.eq_ignore_ascii_case("ISO-8601") => Ok(TimestampStandard::Iso8601),
+            other => Err(BadValue::choice(Self::KIND, other, &["SQL", "ISO-8601"])),
+        }
     }
 }
 

@@ -53,16 +53,6 @@ weir_connect::choices! {
     }
 }
 
-weir_connect::choices! {
-    /// How times look as text.
-    pub enum TimestampFormat {
-        /// As in SQL.
-        Sql = "SQL",
-        /// As in ISO 8601.
-        Iso = "ISO-8601",
-    }
-}
-
 weir_connect::options! {
     /// Options of the `kafka` source.
     pub struct KafkaOptions {
@@ -98,7 +88,7 @@ weir_connect::options! {
         pub discovery: Option<String> =
             "scan.topic-partition-discovery.interval", optional;
         /// How TIMESTAMP columns look in JSON.
-        pub timestamp_format: TimestampFormat =
+        pub timestamp_format: TimestampStandard =
             "json.timestamp-format.standard", default "SQL";
         /// Whether a message that lacks a column is a bad row.
         pub fail_on_missing: bool = "json.fail-on-missing-field", default "false";
@@ -162,10 +152,7 @@ pub(super) fn read(table: &TableSpec, also: &[OptionDoc]) -> Result<Topic, Vec<O
             skip_lost: options.offset_lost == OffsetLost::Skip,
             fail_on_error: options.fail_on_error,
             json: JsonOptions {
-                timestamp_standard: match options.timestamp_format {
-                    TimestampFormat::Sql => TimestampStandard::Sql,
-                    TimestampFormat::Iso => TimestampStandard::Iso8601,
-                },
+                timestamp_standard: options.timestamp_format,
                 fail_on_missing: options.fail_on_missing,
                 ..JsonOptions::default()
             },

@@ -38,16 +38,6 @@ weir_connect::choices! {
     }
 }
 
-weir_connect::choices! {
-    /// How times look as text.
-    pub enum TimestampFormat {
-        /// As in SQL.
-        Sql = "SQL",
-        /// As in ISO 8601.
-        Iso = "ISO-8601",
-    }
-}
-
 weir_connect::options! {
     /// Options of the `mqtt` source.
     pub struct MqttOptions {
@@ -91,7 +81,7 @@ weir_connect::options! {
         /// Format of the payloads. An empty payload is no row.
         pub format: Format = "format", default "json";
         /// How TIMESTAMP columns look in JSON.
-        pub timestamp_format: TimestampFormat =
+        pub timestamp_format: TimestampStandard =
             "json.timestamp-format.standard", default "SQL";
         /// Whether a message that lacks a column is a bad row.
         pub fail_on_missing: bool = "json.fail-on-missing-field", default "false";
@@ -153,10 +143,7 @@ pub(crate) fn read(table: &TableSpec) -> Result<(Client, Vec<String>), Vec<Optio
     };
     let path = |path: Option<String>| path.map(PathBuf::from);
     let default_path = || PathBuf::from("weir-journal").join(&table.name);
-    let standard = match options.timestamp_format {
-        TimestampFormat::Sql => TimestampStandard::Sql,
-        TimestampFormat::Iso => TimestampStandard::Iso8601,
-    };
+    let standard = options.timestamp_format;
     let client = Client {
         table: table.name.clone(),
         address,
