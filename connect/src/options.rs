@@ -310,28 +310,6 @@ pub fn unknown_options(
         .collect()
 }
 
-crate::options! {
-    /// The options that every source understands, for the engine: typed, with the keys of
-    /// [`ENGINE_SOURCE_OPTIONS`].
-    pub struct EngineOptions {
-        /// A split that is at its end for this long stops holding the watermark. `0 s`: never.
-        pub idle_timeout: std::time::Duration = "scan.watermark.idle-timeout", default "30 s";
-        /// Whether a split may also become idle while its server cannot be reached.
-        pub idle_on_disconnect: bool = "scan.watermark.idle-on-disconnect", default "false";
-        /// Splits whose mark is further than this ahead of the slowest are paused.
-        pub max_drift: Option<std::time::Duration> =
-            "scan.watermark.alignment.max-drift", optional;
-        /// A row stamped further than this beyond its arrival does not move the watermark.
-        pub max_ahead: std::time::Duration = "watermark.max-ahead", default "5 min";
-        /// With all splits idle for this long, the watermark follows the recorded time.
-        pub advance_after: Option<std::time::Duration> = "watermark.advance-after", optional;
-        /// Rows that cannot be decoded go to this table.
-        pub dead_letters: Option<String> = "dead-letter.table", optional;
-        /// How far behind the watermark a versioned table keeps old versions.
-        pub versions_keep: std::time::Duration = "versions.keep", default "1 day";
-    }
-}
-
 /// Declares the options of a connector; see the [module](mod@crate::options) for an example.
 ///
 /// Fields read `pub name: Type = "key", how;` where *how* is `required "example"`, `default

@@ -5,6 +5,8 @@ use super::*;
 use expect_test::expect;
 use std::time::Duration;
 
+use crate::json::TimestampStandard;
+
 crate::choices! {
     /// Formats.
     pub(crate) enum Format {
@@ -133,13 +135,12 @@ fn the_manual_is_made_of_the_comments() {
     assert_eq!((docs[6].kind, docs[6].default), ("secret", Some("none")));
 }
 
-/// The engine's manual and the struct that reads those options must not drift apart.
 #[test]
-fn engine_options_agree_with_their_manual() {
-    let facts = |d: &OptionDoc| (d.key, d.default);
-    let read: Vec<_> = EngineOptions::docs().iter().map(facts).collect();
-    let manual: Vec<_> = ENGINE_SOURCE_OPTIONS.iter().map(facts).collect();
-    assert_eq!(read, manual);
+fn times_in_json_have_flinks_names() {
+    assert_eq!(TimestampStandard::parse("sql").unwrap(), TimestampStandard::Sql);
+    assert_eq!(TimestampStandard::parse(" ISO-8601 ").unwrap(), TimestampStandard::Iso8601);
+    let bad = TimestampStandard::parse("ISO8601").unwrap_err();
+    assert_eq!((bad.expected.as_str(), bad.meant.as_deref()), ("SQL | ISO-8601", Some("ISO-8601")));
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use expect_test::{Expect, expect};
 
+use weir_engine::connector::ENGINE_SOURCE_OPTIONS;
+
 use super::{TABLES, connectors, explained, plan};
-use crate::plan::JobPlan;
+use crate::plan::{JobPlan, Node};
 
 fn check(sink: &str, query: &str, want: Expect) {
     want.assert_eq(&explained(sink, query));
@@ -169,4 +171,33 @@ fn filters_are_offered_to_the_source_where_lateness_cannot_tell() {
         [ts > 1704067200000]
     "#]]
     .assert_eq(&got.join("\n"));
+}
+
+/// The defaults are written down twice, where they are told and where they are used.
+#[test]
+fn the_manual_names_the_defaults_of_the_engines_options() {
+    let planned = |option: &str| {
+        let option = if option.is_empty() { String::new() } else { format!(", {option}") };
+        let place = if option.contains("versions.keep") { "'/devices'" } else { "'readings'" };
+        let tables = TABLES.replace(place, &format!("{place}{option}"));
+        let text = format!(
+            "{tables}CREATE TABLE out (m STRING, o STRING)
+             WITH ('connector' = 'filesystem', 'path' = '/out');
+             INSERT INTO out SELECT r.meter, d.owner FROM readings AS r
+             LEFT JOIN devices FOR SYSTEM_TIME AS OF r.ts AS d ON d.meter = r.meter;"
+        );
+        let mut job = plan(&text).unwrap().jobs.remove(0);
+        for node in &mut job.nodes {
+            if let Node::Source(source) = &mut node.node {
+                source.table.options.clear();
+            }
+        }
+        job
+    };
+    let without = planned("");
+    for option in &ENGINE_SOURCE_OPTIONS {
+        let Some(default) = option.default.filter(|d| *d != "none") else { continue };
+        let given = planned(&format!("'{}' = '{default}'", option.key));
+        assert_eq!(given, without, "{}", option.key);
+    }
 }
