@@ -27,11 +27,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use weir_engine::clock::SystemClock;
 use weir_engine::flow::Cluster;
-use weir_engine::job::{Failure, JobControl};
+use weir_engine::job::JobControl;
 use weir_sources::broker::Broker;
 
+use crate::connectors;
 use crate::report::JobReport;
-use crate::{connectors, run};
+use crate::run::{self, RunningJob};
 use publish::{Pace, Progress};
 use results::Suspects;
 use screen::{Facts, Screen};
@@ -162,7 +163,7 @@ fn script(folder: &Path, broker: &str) -> String {
 /// The running jobs of the script.
 struct Jobs {
     controls: Vec<Arc<JobControl>>,
-    threads: Vec<JoinHandle<Result<(), Failure>>>,
+    threads: Vec<RunningJob>,
 }
 
 impl Jobs {
@@ -178,12 +179,8 @@ impl Jobs {
             let job = run::prepare(plan, None)?;
             let control = JobControl::new(Arc::new(SystemClock), false);
             let cluster = Cluster { threads: workers.max(1), ..Cluster::default() };
-            jobs.controls.push(control.clone());
-            jobs.threads.push(thread::spawn(move || {
-                let plan = Arc::new(job.plan);
-                let build = move |workers| run::graph_of(&plan, workers);
-                weir_engine::flow::run(&cluster, job.input, &control, build)
-            }));
+            jobs.threads.push(run::start(job, &cluster, &control));
+            jobs.controls.push(control);
         }
         Ok(jobs)
     }
@@ -222,10 +219,7 @@ impl Jobs {
     fn end(self) -> Result<Vec<JobReport>, String> {
         self.controls.iter().for_each(|c| c.stop());
         for thread in self.threads {
-            match thread.join() {
-                Ok(ended) => ended.map_err(|failure| failure.to_string())?,
-                Err(_) => return Err("a worker panicked; this is a bug in Weir".to_owned()),
-            }
+            run::ended(thread)?;
         }
         Ok(self.controls.iter().map(|c| JobReport::of(c)).collect())
     }

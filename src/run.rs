@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use weir_engine::clock::SystemClock;
 use weir_engine::connector::ConnectorError;
@@ -180,15 +180,9 @@ pub fn run_jobs(
     let controls: Vec<Arc<JobControl>> =
         jobs.iter().map(|_| JobControl::new(clock(), options.digest)).collect();
     let status = Status::start(controls.clone(), options.quiet);
-    let mut threads = Vec::new();
-    for ((job, control), cluster) in jobs.into_iter().zip(&controls).zip(clusters) {
-        let (control, cluster) = (control.clone(), cluster.clone());
-        threads.push(thread::spawn(move || {
-            let plan = Arc::new(job.plan);
-            let build = move |workers| graph_of(&plan, workers);
-            weir_engine::flow::run(&cluster, job.input, &control, build)
-        }));
-    }
+    let started = jobs.into_iter().zip(&controls).zip(clusters);
+    let threads: Vec<_> =
+        started.map(|((job, control), cluster)| start(job, cluster, control)).collect();
     while threads.iter().any(|t| !t.is_finished()) {
         if stop.load(Ordering::SeqCst) {
             controls.iter().for_each(|c| c.stop());
@@ -196,18 +190,32 @@ pub fn run_jobs(
         thread::sleep(Duration::from_millis(5));
     }
     status.end();
-    let mut failures = Vec::new();
-    for thread in threads {
-        match thread.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => failures.push(Trouble::from(failure)),
-            Err(_) => failures.push(Trouble::new("a thread panicked; this is a bug in Weir")),
-        }
-    }
+    let failures: Vec<Trouble> = threads.into_iter().filter_map(|t| ended(t).err()).collect();
     if failures.is_empty() {
         Ok(controls.iter().map(|c| JobReport::of(c)).collect())
     } else {
         Err(failures)
+    }
+}
+
+/// A job that runs on threads of its own.
+pub type RunningJob = JoinHandle<Result<(), Failure>>;
+
+/// Starts a prepared job in this process.
+pub fn start(job: PreparedJob, cluster: &Cluster, control: &Arc<JobControl>) -> RunningJob {
+    let (cluster, control) = (cluster.clone(), control.clone());
+    thread::spawn(move || {
+        let plan = Arc::new(job.plan);
+        let build = move |workers| graph_of(&plan, workers);
+        weir_engine::flow::run(&cluster, job.input, &control, build)
+    })
+}
+
+/// Waits for a job's end.
+pub fn ended(job: RunningJob) -> Result<(), Trouble> {
+    match job.join() {
+        Ok(ended) => ended.map_err(Trouble::from),
+        Err(_) => Err(Trouble::new("a thread panicked; this is a bug in Weir")),
     }
 }
 
