@@ -230,3 +230,19 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>, String> {
     }
     Ok(stop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_a_job_is_told() {
+        let error = ConnectorError::fatal("the disk is gone").hint("look there");
+        let failed = thread::spawn(|| Err(Failure::Connector { table: "out".into(), error }));
+        let trouble = String::from(ended(failed).unwrap_err());
+        assert_eq!(trouble, "table `out`: the disk is gone\n  hint: look there");
+        assert_eq!(ended(thread::spawn(|| Ok(()))), Ok(()));
+        let panicked = ended(thread::spawn(|| panic!("a test's own panic"))).unwrap_err();
+        assert!(panicked.message.contains("a bug in Weir"), "{panicked:?}");
+    }
+}

@@ -49,11 +49,13 @@ fn missing(case: &serde_json::Value, message: &str) -> Vec<String> {
 #[test]
 fn errors_of_the_corpus_have_their_places() {
     let Some(folder) = shared("errors") else { return };
+    let mut checked = 0;
     let cases = std::fs::read_to_string(folder.join("cases.jsonl")).unwrap();
     let mut wrong = Vec::new();
     for line in cases.lines() {
         let case: serde_json::Value = serde_json::from_str(line).unwrap();
         let id = case["id"].as_str().unwrap();
+        checked += 1;
         let text = std::fs::read_to_string(folder.join(format!("scripts/{id}.sql"))).unwrap();
         let planned = plan_script("script.sql", &text, &connectors());
         if case["phase"] == "run" {
@@ -76,7 +78,17 @@ fn errors_of_the_corpus_have_their_places() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(checked >= 36, "only {checked} cases");
 }
+
+/// Why a conformance case may be refused: what SQL here does not have yet.
+const NOT_YET: [&str; 5] = [
+    "unknown format 'debezium-json'",
+    "OVER` is not supported yet",
+    "JOIN without FOR SYSTEM_TIME AS OF is not supported yet",
+    "is a semi join, which is not supported yet",
+    "a subquery as a value is not supported",
+];
 
 #[test]
 fn conformance_cases_are_planned_or_refused() {
@@ -94,11 +106,13 @@ fn conformance_cases_are_planned_or_refused() {
             }
             Err(error) => {
                 assert!(error.errors.iter().all(|e| e.span.line > 0));
-                let first = error.errors.first().map(|e| e.message.clone());
-                report.push_str(&format!("refused {id}: {}\n", first.unwrap_or_default()));
+                let first = error.errors.first().map(|e| e.message.clone()).unwrap_or_default();
+                let known = NOT_YET.iter().any(|reason| first.contains(reason));
+                assert!(known, "{id} is refused: {first}");
+                report.push_str(&format!("refused {id}: {first}\n"));
             }
         }
     }
     println!("{report}");
-    assert!(planned >= 28, "only {planned} cases are planned\n{report}");
+    assert!(planned >= 30, "only {planned} cases are planned\n{report}");
 }
