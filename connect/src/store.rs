@@ -2,8 +2,8 @@
 //!
 //! [`Store::open`] takes what a user writes as `path` and gives one blocking interface: list, read,
 //! put, put if absent, and [`Draft`]s for what does not fit in memory. Paths inside are relative to
-//! what was opened, with `/` between folders; `""` is the very thing that was opened, which may be a
-//! single file.
+//! what was opened, with `/` between folders; `""` is the very thing that was opened, which may be
+//! a single file.
 //!
 //! # What is durable
 //! When [`Store::put`] and [`Draft::publish`] return, the object is on disk (file and folder

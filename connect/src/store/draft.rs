@@ -27,7 +27,7 @@ const NAMES_MAX: u32 = 100_000;
 pub struct Draft {
     pub(super) file: File,
     pub(super) size: u64,
-    /// What is being written, for messages.
+    /// What is being written, for messages; empty for an object store.
     pub(super) name: String,
     pub(super) place: DraftPlace,
 }
@@ -89,7 +89,10 @@ impl Write for Draft {
                 Ok(count)
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
-            Err(error) => Err(io::Error::other(final_one(of_disk(&error, "write", &self.name)))),
+            Err(error) => Err(io::Error::other(match &self.place {
+                DraftPlace::Local(_) => final_one(of_disk(&error, "write", &self.name)),
+                DraftPlace::Remote { .. } => remote::of_staging(&error),
+            })),
         }
     }
 
@@ -98,7 +101,7 @@ impl Write for Draft {
     }
 }
 
-/// What was written so far cannot be written again, so no failure of the disk is worth a repetition.
+/// What was written so far cannot be written again, so no failure of the disk is worth another try.
 fn final_one(mut error: ConnectorError) -> ConnectorError {
     if error.remedy == Remedy::Retry {
         error.remedy = Remedy::Fatal;
@@ -142,8 +145,8 @@ pub(super) fn nameless() -> Result<Draft, ConnectorError> {
     let opened = options.read(true).write(true).create(true).truncate(true).open(&path);
     let opened = opened.and_then(|file| fs::remove_file(&path).map(|()| file));
     let file = opened.map_err(|error| remote::of_staging(&error))?;
-    let name = format!("a file to upload in {}", folder.display());
-    Ok(Draft { file, size: 0, name, place: DraftPlace::Remote { tried: None } })
+    let place = DraftPlace::Remote { tried: None };
+    Ok(Draft { file, size: 0, name: String::new(), place })
 }
 
 /// Removes drafts in `folder` whose label starts with `label` and that no living run holds.

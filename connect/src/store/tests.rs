@@ -109,6 +109,13 @@ fn a_draft_on_a_full_disk_says_where_and_is_final() {
         free space there
     "#]]
     .assert_eq(&told(error, "\0"));
+
+    let mut draft = draft::nameless().unwrap();
+    draft.file = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let error = draft.write_all(b"x").unwrap_err().downcast::<ConnectorError>().unwrap();
+    let staging = std::env::temp_dir();
+    assert!(error.message.contains(staging.to_str().unwrap()), "{error}");
+    assert_eq!(error.hint.as_deref(), Some("TMPDIR names another folder"));
 }
 
 #[test]
