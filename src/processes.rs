@@ -19,6 +19,8 @@ use weir_engine::flow::Cluster;
 use crate::report::JobReport;
 use crate::run::{PreparedJob, RunOptions, Trouble, finish, run_jobs, stop_on_signals};
 
+/// Of what a child says, beside what it logs, the newest is kept: about so many bytes.
+const SAID_MAX: usize = 64 << 10;
 /// Marks the line of a child's standard output that carries its reports.
 const REPORT: &str = "weir-report ";
 /// Marks the line of a child's standard error that carries why it failed.
@@ -159,6 +161,12 @@ fn start(assignment: &Assignment) -> Result<Running, String> {
             let line = String::from_utf8_lossy(&line);
             if is_logged(&line) {
                 eprintln!("{line}");
+                continue;
+            }
+            if said.len() > SAID_MAX {
+                let half = said.len() / 2;
+                let end = said.as_bytes()[half..].iter().position(|&byte| byte == b'\n');
+                said.drain(..end.map_or(said.len(), |end| half + end + 1));
             }
             said.push_str(&line);
             said.push('\n');

@@ -16,7 +16,7 @@
 
 use arrow::array::*;
 use arrow::datatypes::*;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -168,9 +168,18 @@ fn integer(column: &dyn Array, row: usize) -> i64 {
 #[derive(Debug, Default)]
 pub struct KeyHasher {
     columns: Vec<usize>,
-    dictionaries: HashMap<usize, (ArrayRef, Arc<[u8]>)>,
+    /// Dictionaries with the groups of their values, the newest last.
+    dictionaries: VecDeque<(ArrayRef, Arc<[u8]>)>,
+    /// Bytes of these dictionaries.
+    held: usize,
     buffer: Vec<u8>,
 }
+
+/// Dictionaries that a hasher remembers, and bytes of them before it forgets the oldest.
+const DICTIONARIES_MAX: usize = 64;
+const DICTIONARY_BYTES_MAX: usize = 8 << 20;
+/// A dictionary with more values than this for each row is not worth hashing as a whole.
+const DICTIONARY_VALUES_A_ROW: usize = 4;
 
 impl KeyHasher {
     /// A hasher over these columns. None at all is one key: everything is in one group.
@@ -186,9 +195,13 @@ impl KeyHasher {
             && any.keys().data_type() == &DataType::Int32
             && any.keys().null_count() == 0
         {
-            let of_value = self.of_dictionary(any.values());
-            let keys = any.keys().as_primitive::<Int32Type>();
-            groups.extend(keys.values().iter().map(|&k| of_value[k as usize]));
+            let keys = any.keys().as_primitive::<Int32Type>().values();
+            if let Some(of_value) = self.of_dictionary(any.values(), rows.num_rows()) {
+                groups.extend(keys.iter().map(|&k| of_value[k as usize]));
+            } else {
+                let values = any.values().as_ref();
+                groups.extend(keys.iter().map(|&k| self.of_value(values, k as usize)));
+            }
             return;
         }
         let mut key = std::mem::take(&mut self.buffer);
@@ -202,25 +215,30 @@ impl KeyHasher {
         self.buffer = key;
     }
 
-    fn of_dictionary(&mut self, values: &ArrayRef) -> Arc<[u8]> {
-        let place = Arc::as_ptr(values).cast::<()>() as usize;
-        if let Some((_, groups)) = self.dictionaries.get(&place) {
-            return groups.clone();
+    fn of_value(&mut self, values: &dyn Array, at: usize) -> u8 {
+        self.buffer.clear();
+        encode_value(values, at, &mut self.buffer);
+        key_group(&self.buffer).0
+    }
+
+    /// The group of each value, unless the dictionary is too large to be hashed for so few rows.
+    fn of_dictionary(&mut self, values: &ArrayRef, rows: usize) -> Option<Arc<[u8]>> {
+        if let Some((_, groups)) = self.dictionaries.iter().find(|(v, _)| Arc::ptr_eq(v, values)) {
+            return Some(groups.clone());
         }
-        let mut key = Vec::new();
-        let groups: Arc<[u8]> = (0..values.len())
-            .map(|i| {
-                key.clear();
-                encode_value(values.as_ref(), i, &mut key);
-                key_group(&key).0
-            })
-            .collect();
-        if self.dictionaries.len() >= 64 {
-            self.dictionaries.clear();
+        if values.len() > DICTIONARY_VALUES_A_ROW * rows {
+            return None;
+        }
+        let groups: Arc<[u8]> =
+            (0..values.len()).map(|at| self.of_value(values.as_ref(), at)).collect();
+        while self.dictionaries.len() >= DICTIONARIES_MAX || self.held > DICTIONARY_BYTES_MAX {
+            let Some((old, _)) = self.dictionaries.pop_front() else { break };
+            self.held -= old.get_array_memory_size();
         }
         // The array is kept alive beside its groups, so its address cannot be another dictionary's.
-        self.dictionaries.insert(place, (values.clone(), groups.clone()));
-        groups
+        self.held += values.get_array_memory_size();
+        self.dictionaries.push_back((values.clone(), groups.clone()));
+        Some(groups)
     }
 }
 

@@ -17,7 +17,7 @@
 //! `TO_TIMESTAMP_LTZ(column, 3)`. Bad rows in what is skipped are not counted.
 
 use arrow::datatypes::{DataType, TimeUnit};
-use weir_engine::connector::Pushed;
+use weir_engine::connector::{Pushed, TableSpec};
 
 use crate::bind::inputs_of;
 use crate::plan::{BinaryOp, Datum, Node, PlanNode, Port, Scalar, ScalarKind, SourcePlan};
@@ -48,6 +48,7 @@ fn offered(nodes: &[PlanNode], at: usize, source: &SourcePlan) -> Vec<Pushed> {
             let mut parts = Vec::new();
             conjuncts(&filter.clone().substitute(&columns), &mut parts);
             let allowed = parts.iter().filter_map(|part| predicate(part, time.as_ref()));
+            let allowed = allowed.filter(|(column, ..)| is_physical(&source.table, *column));
             pushed.extend(allowed.map(|(column, operator, literal)| Pushed {
                 column: source.table.columns[column].name.clone(),
                 operator: operator.to_owned(),
@@ -60,6 +61,12 @@ fn offered(nodes: &[PlanNode], at: usize, source: &SourcePlan) -> Vec<Pushed> {
         node = reader;
     }
     pushed
+}
+
+/// Whether a file or message itself holds the column.
+fn is_physical(table: &TableSpec, column: usize) -> bool {
+    let column = &table.columns[column];
+    column.metadata.is_none() && !table.partitioned_by.contains(&column.name)
 }
 
 /// The one node that reads a node's rows, if there is only one, and nobody reads anything else.

@@ -21,8 +21,8 @@ use hashbrown::HashTable;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
-const VALUES_MAX: usize = 1 << 16;
-const BYTES_MAX: usize = 2 << 20;
+const VALUES_MAX: usize = 1 << 15;
+const BYTES_MAX: usize = 1 << 20;
 
 /// Packs one column.
 #[derive(Debug)]

@@ -158,9 +158,11 @@ impl SinkState {
                 let mut sum = self.counters.digest.lock().unwrap_or_else(|e| e.into_inner());
                 *sum = rows.iter().fold(*sum, |s, d| s.wrapping_add(digest(d)));
             }
-            let bytes = rows.iter().map(Delta::bytes).sum();
             let plain = |d: Delta| (crate::rows::unpack(&d.rows), d.diffs);
-            let rows = rows.into_iter().map(plain).collect();
+            let rows: Vec<_> = rows.into_iter().map(plain).collect();
+            // Of what waits in the queue: texts may be much longer than their places in a
+            // dictionary.
+            let bytes = rows.iter().map(|(rows, _)| crate::rows::sliced_bytes(rows)).sum();
             let recorded_time = self.recorded_time;
             shard.queue.push(EpochRows { epoch, recorded_time, rows, bytes });
         }

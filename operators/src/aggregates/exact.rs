@@ -588,8 +588,28 @@ impl SquareSums {
         out
     }
 
+    /// Adds what [`SquareSums::save`] wrote, in the cell where it fits. `None`: not such bytes.
     pub(crate) fn load(&mut self, group: usize, bytes: &[u8]) -> Option<()> {
-        self.beside(group).load(bytes)
+        let mut loaded = ExactBins::default();
+        loaded.load(bytes)?;
+        for &(place, value) in &loaded.bins {
+            let at = 32 * place + SQUARE_UNIT;
+            let cell = &mut self.cells[group];
+            if cell.sum == i256::ZERO {
+                cell.bin = at >> 6;
+            }
+            // A part has 96 bits.
+            let shift = at - 64 * cell.bin;
+            let inline = (0..=128)
+                .contains(&shift)
+                .then(|| cell.sum.checked_add(i256::from_i128(value) << shift as u8))
+                .flatten();
+            match inline {
+                Some(sum) => cell.sum = sum,
+                None => self.beside(group).add(value, 32 * place),
+            }
+        }
+        Some(())
     }
 }
 

@@ -29,7 +29,11 @@ use super::{plain, plain_type};
 /// An id that no key has.
 const NO_ID: u32 = u32::MAX;
 /// Dictionaries whose ids are remembered.
-const DICTIONARIES_MAX: usize = 16;
+const DICTIONARIES_MAX: usize = 64;
+/// Bytes of them before the oldest are forgotten.
+const DICTIONARY_BYTES_MAX: usize = 8 << 20;
+/// Of a dictionary with more values than this for each row each row is looked up by itself.
+const DICTIONARY_VALUES_A_ROW: usize = 4;
 
 /// Bytes of keys up to which their columns are kept; Arrow's strings end at 2 GB.
 const KEPT_BYTES_MAX: usize = 1 << 30;
@@ -174,6 +178,14 @@ impl KeyInterner {
         ids: &mut Vec<u32>,
     ) -> Result<(), OperatorError> {
         let keys = packed.keys().as_primitive::<Int32Type>();
+        let is_known = self.dictionaries.iter().any(|d| Arc::ptr_eq(&d.values, packed.values()));
+        let few = packed.values().len() > DICTIONARY_VALUES_A_ROW * keys.len();
+        if few && !is_known && keys.null_count() == 0 {
+            for &key in keys.values() {
+                ids.push(self.of_plain(packed.values(), key as usize)?);
+            }
+            return Ok(());
+        }
         let mut known = self.dictionary(packed.values());
         let mut one = |this: &mut KeyInterner, key: i32| {
             let at = key as usize;
@@ -205,7 +217,10 @@ impl KeyInterner {
         if let Some(at) = self.dictionaries.iter().position(same) {
             return self.dictionaries.remove(at);
         }
-        if self.dictionaries.len() >= DICTIONARIES_MAX {
+        let bytes = |d: &Dictionary| d.values.get_array_memory_size() + 4 * d.ids.len();
+        while self.dictionaries.len() >= DICTIONARIES_MAX
+            || self.dictionaries.iter().map(bytes).sum::<usize>() > DICTIONARY_BYTES_MAX
+        {
             self.dictionaries.remove(0);
         }
         Dictionary { values: values.clone(), ids: vec![NO_ID; values.len()] }

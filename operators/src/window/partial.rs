@@ -13,8 +13,8 @@
 //!
 //! # Form
 //! A partial chunk has the columns of the input, and behind them the aggregates' state. Keys are in
-//! their columns and the pane's start in the column of the event time, so that it is dealt to
-//! workers like the rows themselves; all other columns are NULL.
+//! their columns and the pane's start in the column of the event time (unless that is a key), so
+//! that it is dealt to workers like the rows themselves; all other columns are NULL.
 //!
 //! # When
 //! The first rows of an epoch are a sample. Where they fall into few groups the rest of the epoch
@@ -110,16 +110,17 @@ impl PreAggregate {
             for field in input.fields() {
                 columns.push(new_null_array(field.data_type(), count));
             }
-            let keys = self.window.keys.interner.columns(&bucket.keys)?;
-            for (&place, column) in self.window.spec.keys.iter().zip(keys) {
-                columns[place] = column;
-            }
             let time = self.window.spec.time;
             let starts = TimestampMillisecondArray::from(vec![bucket.pane; count]);
             columns[time] = match input.field(time).data_type() {
                 DataType::Timestamp(_, zone) => Arc::new(starts.with_timezone_opt(zone.clone())),
                 _ => Arc::new(starts),
             };
+            // Last, for the event time may be a key itself; it then lies in the same pane.
+            let keys = self.window.keys.interner.columns(&bucket.keys)?;
+            for (&place, column) in self.window.spec.keys.iter().zip(keys) {
+                columns[place] = column;
+            }
             columns.extend(self.window.slots.accumulators.state(&bucket.slots));
             out.rows.push(Delta::fired(RecordBatch::try_new(self.schema(&columns), columns)?));
             self.window.keys.release(&bucket.keys);

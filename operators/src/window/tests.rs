@@ -64,8 +64,10 @@ fn spec(
     dictionary: bool,
 ) -> WindowAggregateSpec {
     let calls: Vec<AggregateCall> = calls.iter().map(|text| call(text)).collect();
-    let mut fields: Vec<Field> =
-        keys.iter().map(|at| Field::new(format!("key{at}"), DataType::Utf8, true)).collect();
+    let plain = input(false);
+    let key =
+        |&at: &usize| Field::new(format!("key{at}"), plain.field(at).data_type().clone(), true);
+    let mut fields: Vec<Field> = keys.iter().map(key).collect();
     fields.push(Field::new("window_start", time_type(), false));
     fields.push(Field::new("window_end", time_type(), false));
     fields.extend(calls.iter().map(|call| Field::new("call", call.output.clone(), true)));

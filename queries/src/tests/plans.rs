@@ -201,3 +201,25 @@ fn the_manual_names_the_defaults_of_the_engines_options() {
         assert_eq!(given, without, "{}", option.key);
     }
 }
+
+#[test]
+fn without_event_time_all_is_offered_that_the_files_themselves_hold() {
+    let text = "CREATE TABLE archive (
+           meter STRING, n INT, day STRING, at STRING METADATA FROM 'split' VIRTUAL
+         ) PARTITIONED BY (day)
+         WITH ('connector' = 'filesystem', 'path' = '/archive', 'format' = 'parquet');
+         CREATE TABLE out (meter STRING, n INT)
+         WITH ('connector' = 'filesystem', 'path' = '/out', 'format' = 'parquet');
+         INSERT INTO out SELECT meter, n FROM archive
+         WHERE 3 < n AND meter = 'x' AND day = '2024' AND at >= '10' AND n * 2 > 1";
+    let script = plan(text).unwrap();
+    let pushed = script.jobs[0].nodes.iter().find_map(|node| match &node.node {
+        crate::plan::Node::Source(source) => Some(source.table.pushed.clone()),
+        _ => None,
+    });
+    let lines = pushed.unwrap().into_iter().map(|p| {
+        let weir_engine::connector::Pushed { column, operator, literal } = p;
+        format!("{column} {operator} {literal}")
+    });
+    assert_eq!(lines.collect::<Vec<_>>(), ["n > 3", "meter = x"]);
+}

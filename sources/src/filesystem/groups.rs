@@ -519,13 +519,18 @@ impl ParquetFile {
     fn with_known_dictionary(&self, n: usize, column: ArrayRef) -> ArrayRef {
         let Some(packed) = column.as_any_dictionary_opt() else { return column };
         let values = packed.values();
-        let mut known = self.dictionaries.lock().unwrap_or_else(PoisonError::into_inner);
-        match &known[n] {
-            Some(known) if Arc::ptr_eq(known, values) => {}
-            Some(known) if known == values => return packed.with_values(known.clone()),
-            _ => known[n] = Some(values.clone()),
+        let lock = || self.dictionaries.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock()[n].clone();
+        match known {
+            // The reader wraps the same memory anew for each batch.
+            Some(known) if known.to_data().ptr_eq(&values.to_data()) || &known == values => {
+                packed.with_values(known)
+            }
+            _ => {
+                lock()[n] = Some(values.clone());
+                column
+            }
         }
-        column
     }
 
     /// The columns in their declared order and types.

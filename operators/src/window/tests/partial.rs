@@ -91,3 +91,23 @@ fn stragglers_pass() {
     assert_eq!(out.rows.len(), 1);
     assert!(out.rows[0].provenance.is_some());
 }
+
+#[test]
+fn the_event_time_may_be_a_key() {
+    let shape = WindowShape::Tumble { size: 10, offset: 0 };
+    let rows: Vec<Row> =
+        (0..40).map(|n| ("a", Some(20 + n % 4), f64::from(n as i32), MARK_NONE, 1)).collect();
+    let end = EpochEnd { epoch: 1, recorded_time: 0, watermarks: &[MARK_END] };
+    let spec = || spec(shape, &[1, 0], &["rows", "sum"], false);
+    let fired = |deltas: Vec<Delta>| {
+        let (mut out, mut window) = (Output::default(), WindowAggregate::new(spec()).unwrap());
+        deltas.into_iter().for_each(|delta| window.push(0, delta, &mut out).unwrap());
+        window.advance(end, &mut out).unwrap();
+        lines(&out)
+    };
+    let (mut before, mut given) = (PreAggregate::new(spec()).unwrap(), Output::default());
+    before.push(0, chunk(&rows, false), &mut given).unwrap();
+    before.advance(end, &mut given).unwrap();
+    assert_eq!(given.rows.iter().map(Delta::len).sum::<usize>(), 4, "they are added up");
+    assert_eq!(fired(given.rows), fired(vec![chunk(&rows, false)]));
+}
