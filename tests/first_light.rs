@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 fn weir(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_weir")).args(arguments).output().unwrap()
@@ -161,4 +162,65 @@ fn the_manual_in_docs_is_the_one_that_the_binary_prints() {
     let kept =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/options.md"));
     assert!(kept.unwrap() == printed, "docs/options.md is old: `weir manual > docs/options.md`");
+}
+
+/// Three row groups of 1 000 readings, one a second, every fiftieth 200 s behind.
+fn write_archive(path: &Path) {
+    use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMillisecondArray};
+    let batch = |group: i64| {
+        let at = |n: i64| 1_767_225_600_000 + n * 1000 - if n % 50 == 49 { 200_000 } else { 0 };
+        let times = (group * 1000..(group + 1) * 1000).map(at);
+        let times = TimestampMillisecondArray::from_iter_values(times);
+        let kwh = Float64Array::from_iter_values((0..1000).map(f64::from));
+        let columns = [("ts", Arc::new(times) as ArrayRef), ("kwh", Arc::new(kwh))];
+        RecordBatch::try_from_iter(columns).unwrap()
+    };
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch(0).schema(), None).unwrap();
+    for group in 0..3 {
+        writer.write(&batch(group)).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+#[test]
+fn row_groups_that_a_filter_rules_out_are_not_read_and_change_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive.parquet");
+    write_archive(&archive);
+    let bound = "ts >= TIMESTAMP '2026-01-01 00:20:00'";
+    // The second form says the same, but not in a way that is offered to the source.
+    let outcome = |name: &str, filter: &str| {
+        let output = folder.path().join(name);
+        let (input, out) = (archive.display(), output.display());
+        let text = format!(
+            "CREATE TABLE archive (ts TIMESTAMP(3), kwh DOUBLE,
+               WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+             ) WITH ('connector' = 'filesystem', 'path' = '{input}', 'format' = 'parquet');
+             CREATE TABLE usage (s TIMESTAMP(3), n BIGINT, kwh DOUBLE)
+             WITH ('connector' = 'filesystem', 'path' = '{out}/usage', 'format' = 'json');
+             CREATE TABLE late (ts TIMESTAMP(3), kwh DOUBLE, late_reason STRING)
+             WITH ('connector' = 'filesystem', 'path' = '{out}/late', 'format' = 'json');
+             INSERT INTO usage
+             SELECT TUMBLE_START(ts, INTERVAL '1' MINUTE), COUNT(*), SUM(kwh) FROM archive
+             WHERE {filter} GROUP BY TUMBLE(ts, INTERVAL '1' MINUTE) ON LATE INTO late;"
+        );
+        let file = folder.path().join(format!("{name}.sql"));
+        let report = folder.path().join(format!("{name}.report"));
+        std::fs::write(&file, text).unwrap();
+        let (file, path) = (file.to_str().unwrap(), report.to_str().unwrap());
+        let ended = weir(&["run", file, "--epoch", "100rows", "--report", path]);
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let report = std::fs::read_to_string(&report).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let files = files(&output);
+        let rows = report[0]["sources"][0][1]["rows"].as_u64().unwrap();
+        (lines(&files, "usage"), lines(&files, "late"), rows)
+    };
+    let (usage, late, read) = outcome("pushed", bound);
+    let (all_usage, all_late, all_read) = outcome("kept", &format!("({bound} OR {bound})"));
+    assert_eq!((read, all_read), (2000, 3000));
+    assert_eq!((usage.len(), late.len()), (30, 32), "not the rows that this test is about");
+    assert_eq!((usage, late), (all_usage, all_late));
 }
