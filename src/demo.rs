@@ -42,6 +42,8 @@ use world::{REGIONS, World, WorldSpec};
 const SCRIPT: &str = include_str!("../scenarios/smart-grid/smart-grid.sql");
 /// How long sources may take until they have subscribed, and until what was sent has been read.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long after Ctrl-C nothing may have come before what was sent is given up.
+const PATIENCE_STOPPED: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The demos.
@@ -277,11 +279,13 @@ fn show(
                 Err(_) => return Err("a gateway panicked; this is a bug in the demo".to_owned()),
             }
         }
-        let since = Instant::now();
-        while !jobs.ended() && since.elapsed() < PATIENCE {
+        let (mut read, mut changed) = (0, Instant::now());
+        // Whoever has asked for the end does not wait for what may never come.
+        let patience = || if stop.load(Ordering::SeqCst) { PATIENCE_STOPPED } else { PATIENCE };
+        while !jobs.ended() && read < sent.messages && changed.elapsed() < patience() {
             let facts = look(screen, suspects)?;
-            if facts.readings + facts.bad >= sent.messages {
-                break;
+            if facts.readings + facts.bad > read {
+                (read, changed) = (facts.readings + facts.bad, Instant::now());
             }
         }
         Ok(sent)
