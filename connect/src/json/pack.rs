@@ -87,8 +87,8 @@ impl Packer {
         self.rows += column.len();
         let count = self.values.ends.len();
         if count > VALUES_MAX || self.values.bytes.len() > BYTES_MAX {
-            (self.table, self.values) = (HashTable::new(), Values::default());
-            self.is_off = true;
+            // Nothing of it is needed any more, not even the memory.
+            *self = Packer { is_off: true, ..Packer::new() };
             return None;
         }
         let given = self.given.len();
@@ -169,7 +169,7 @@ mod tests {
             let texts = (0..1000).map(|i| Some(format!("{n}-{i}"))).collect::<StringArray>();
             packer.pack(&texts);
         }
-        assert!(packer.is_off && packer.table.is_empty());
+        assert!(packer.is_off && packer.table.is_empty() && packer.given.is_empty());
         assert!(packer.pack(&StringArray::from(vec!["a"])).is_none());
     }
 }

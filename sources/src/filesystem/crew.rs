@@ -47,8 +47,6 @@ struct LaneState {
     next_taken: u64,
     next_pushed: u64,
     decoded: BTreeMap<u64, Result<VecDeque<Chunk>, ConnectorError>>,
-    /// Units that are being decoded now.
-    decoding: usize,
     /// No unit is left to take.
     ended: bool,
     done: bool,
@@ -186,7 +184,7 @@ impl Lane {
         }
         let room = self.queue.has_room() && state.next_taken - state.next_pushed < AHEAD;
         // Units are cheaper one after the other; side by side only where the taker is faster.
-        let starving = state.decoding == 0 || !self.queue.has_chunk();
+        let starving = !state.is_decoding() || !self.queue.has_chunk();
         if state.ended || !room || !starving {
             return if pushed { Found::Work } else { Found::Nothing };
         }
@@ -207,11 +205,9 @@ impl Lane {
             }
         };
         state.next_taken += 1;
-        state.decoding += 1;
         drop(state);
         let chunks = unit.decode().map(VecDeque::from);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.decoding -= 1;
         state.decoded.insert(number, chunks);
         self.push(&mut state);
         Found::Work
@@ -274,6 +270,11 @@ impl Lane {
 }
 
 impl LaneState {
+    /// Whether some unit was taken and has not come back.
+    fn is_decoding(&self) -> bool {
+        self.next_taken - self.next_pushed > self.decoded.len() as u64
+    }
+
     fn close(&mut self) {
         self.done = true;
         self.units = None;
