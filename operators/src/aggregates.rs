@@ -27,6 +27,7 @@ mod exact;
 mod extremes;
 mod finish;
 mod interner;
+mod saved;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -385,9 +386,7 @@ impl Accumulators {
     pub fn state_fields(&self, prefix: &str) -> Vec<Field> {
         let types = self.sources.iter().flat_map(|source| match &source.distinct {
             Some(_) => vec![DataType::Binary],
-            None => {
-                source.states.iter().flat_map(|_| [DataType::Int64, DataType::Binary]).collect()
-            }
+            None => source.states.iter().flat_map(|(kind, _)| kind.types()).cloned().collect(),
         });
         let name = |(at, data_type)| Field::new(format!("{prefix}{at}"), data_type, true);
         types.enumerate().map(name).collect()
@@ -411,11 +410,15 @@ impl Accumulators {
     /// Adds states written by [`Self::state`], row by row, to `groups`, which must have cells.
     pub fn restore(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<(), OperatorError> {
         let bad = || OperatorError::State("aggregate state does not fit the calls".into());
-        let mut columns = columns.iter();
+        let mut rest = columns;
+        let mut next = |width: usize| {
+            let (head, tail) = rest.split_at_checked(width).ok_or_else(bad)?;
+            rest = tail;
+            Ok::<_, OperatorError>(head)
+        };
         for source in &mut self.sources {
             if let Some(values) = &mut source.distinct {
-                let saved =
-                    columns.next().and_then(|c| c.as_binary_opt::<i32>()).ok_or_else(bad)?;
+                let saved = next(1)?[0].as_binary_opt::<i32>().ok_or_else(bad)?;
                 let changed = values.load(groups, saved)?;
                 let feed =
                     Feed { groups: &changed.groups, rows: None, diffs: Some(&changed.diffs) };
@@ -423,16 +426,8 @@ impl Accumulators {
                 source.states.iter_mut().for_each(|(_, state)| state.update(feed, column));
                 continue;
             }
-            for (_, state) in &mut source.states {
-                let (counts, cells) = (columns.next(), columns.next());
-                let counts = counts
-                    .and_then(|c| c.as_primitive_opt::<arrow::datatypes::Int64Type>())
-                    .ok_or_else(bad)?;
-                let cells = cells.and_then(|c| c.as_binary_opt::<i32>()).ok_or_else(bad)?;
-                for (row, &group) in groups.iter().enumerate() {
-                    let cell = cells.is_valid(row).then(|| cells.value(row));
-                    state.load(group as usize, counts.value(row), cell).ok_or_else(bad)?;
-                }
+            for (kind, state) in &mut source.states {
+                state.load(groups, next(kind.types().len())?).ok_or_else(bad)?;
             }
         }
         Ok(())

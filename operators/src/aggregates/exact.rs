@@ -24,6 +24,8 @@ use std::collections::BTreeMap;
 
 use arrow::datatypes::i256;
 
+use super::saved::Exact;
+
 /// An exact number: Σ bin · 2^(32 · place), the bins in order of place, each below 2^96 in
 /// magnitude.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,6 +156,36 @@ impl ExactBins {
         let exponent = if from == to { 0 } else { exponent + 32 * from as i32 };
         out.extend(exponent.to_le_bytes());
         limbs[from..to].iter().for_each(|limb| out.extend(limb.to_le_bytes()));
+    }
+
+    /// Sign, exponent and limbs of the number over its greatest power of two; none for 0.
+    fn odd(&self) -> Limbs {
+        let (negative, exponent, limbs) = self.limbs();
+        let Some(from) = limbs.iter().position(|&limb| limb != 0) else {
+            return (false, 0, Vec::new());
+        };
+        let zeros = limbs[from].trailing_zeros();
+        let shifted = |at: usize| {
+            let high = limbs.get(at + 1).copied().unwrap_or(0);
+            ((u64::from(high) << 32 | u64::from(limbs[at])) >> zeros) as u32
+        };
+        let mut odd: Vec<u32> = (from..limbs.len()).map(shifted).collect();
+        odd.truncate(odd.iter().rposition(|&limb| limb != 0).map_or(0, |top| top + 1));
+        (negative, exponent + 32 * from as i32 + zeros as i32, odd)
+    }
+
+    /// The number as m · 2^e with an odd m (0 for 0), if m has at most 255 bits.
+    fn mantissa(&self) -> Option<(i256, i32)> {
+        let (negative, exponent, limbs) = self.odd();
+        if limbs.len() > 8 || limbs.get(7).is_some_and(|top| top >> 31 == 1) {
+            return None;
+        }
+        let half = |limbs: &[u32]| {
+            limbs.iter().rev().fold(0_u128, |value, &limb| value << 32 | u128::from(limb))
+        };
+        let (low, high) = limbs.split_at(limbs.len().min(4));
+        let value = i256::from_parts(half(low), half(high) as i128);
+        Some((if negative { value.wrapping_neg() } else { value }, exponent))
     }
 
     fn load(&mut self, bytes: &[u8]) -> Option<()> {
@@ -348,21 +380,21 @@ impl FloatSums {
     /// Adds `value · 2^exponent`, inline if it fits.
     fn put(&mut self, group: usize, value: i128, exponent: i32) {
         let cell = &mut self.cells[group];
-        let mut bin = (exponent + UNIT) >> 5;
+        let bin = (exponent + UNIT) >> 5;
         if cell.sum == 0 && (1..64).contains(&bin) {
             cell.bin = bin;
         }
-        if bin + 1 == cell.bin && bin > 0 && cell.sum.unsigned_abs() < 1 << 94 {
-            // The inline bin moves down to where this value fits too.
-            cell.sum <<= 32;
-            cell.bin = bin;
+        if bin < cell.bin && bin > 0 {
+            let up = 32 * (cell.bin - bin);
+            if cell.sum.unsigned_abs().leading_zeros() as i32 > up + 1 {
+                // The inline bin moves down to where this value fits too.
+                cell.sum <<= up;
+                cell.bin = bin;
+            }
         }
-        if bin == cell.bin + 1 {
-            bin = cell.bin;
-        }
-        let shift = exponent + UNIT - 32 * bin;
-        if bin == cell.bin
-            && (1..64).contains(&bin)
+        let shift = exponent + UNIT - 32 * cell.bin;
+        if shift >= 0
+            && cell.bin > 0
             && value.unsigned_abs().leading_zeros() as i32 > shift + 1
             && let Some(sum) = cell.sum.checked_add(value << shift)
         {
@@ -468,22 +500,33 @@ impl FloatSums {
         whole
     }
 
-    /// The sum as canonical bytes.
-    pub(crate) fn save(&self, group: usize) -> Vec<u8> {
-        self.whole(group).save()
+    /// The sum, in one form whatever the way it came about.
+    pub(super) fn save(&self, group: usize) -> Exact<i128> {
+        let cell = &self.cells[group];
+        if cell.sum == 0 && !cell.beside {
+            return (0, 0, None);
+        }
+        if !cell.beside {
+            let zeros = cell.sum.trailing_zeros();
+            return (cell.sum >> zeros, 32 * cell.bin - UNIT + zeros as i32, None);
+        }
+        let whole = self.whole(group);
+        let narrow = whole.bins.mantissa().and_then(|(m, e)| Some((m.to_i128()?, e)));
+        match narrow {
+            Some((m, e)) if whole.unbounded().is_none() => (m, e, None),
+            _ => (0, 0, Some(whole.save())),
+        }
     }
 
-    /// Adds what [`FloatSums::save`] wrote, and `count`. `None`: not such bytes.
-    pub(crate) fn load(&mut self, group: usize, bytes: &[u8], count: i64) -> Option<()> {
-        let loaded = Beside::load(bytes)?;
+    /// Adds `count` and a sum as [`FloatSums::save`] gave it. `None`: not such a sum.
+    pub(super) fn load(&mut self, group: usize, count: i64, sum: Exact<i128, &[u8]>) -> Option<()> {
+        let (mantissa, exponent, rest) = sum;
         self.cells[group].count += count;
-        if loaded.unbounded().is_some() {
-            let Beside { nan, plus, minus, .. } = loaded;
-            let beside = Beside { nan, plus, minus, ..Beside::default() };
-            self.beside(group).combine(&beside, 1);
+        if mantissa != 0 {
+            self.put(group, mantissa, exponent);
         }
-        for &(place, value) in &loaded.bins.bins {
-            self.put(group, value, 32 * place);
+        if let Some(rest) = rest {
+            self.beside(group).combine(&Beside::load(rest)?, 1);
         }
         Some(())
     }
@@ -582,32 +625,52 @@ impl SquareSums {
         whole
     }
 
-    pub(crate) fn save(&self, group: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        self.exact(group).save(&mut out);
-        out
+    /// The sum, in one form whatever the way it came about.
+    pub(super) fn save(&self, group: usize) -> Exact<i256> {
+        let cell = &self.cells[group];
+        if cell.sum == i256::ZERO && !cell.beside {
+            return (i256::ZERO, 0, None);
+        }
+        if !cell.beside {
+            let zeros = cell.sum.trailing_zeros();
+            let exponent = 64 * cell.bin - SQUARE_UNIT + zeros as i32;
+            return (cell.sum >> zeros as u8, exponent, None);
+        }
+        let whole = self.exact(group);
+        match whole.mantissa() {
+            Some((mantissa, exponent)) => (mantissa, exponent, None),
+            None => {
+                let mut rest = Vec::new();
+                whole.save(&mut rest);
+                (i256::ZERO, 0, Some(rest))
+            }
+        }
     }
 
-    /// Adds what [`SquareSums::save`] wrote, in the cell where it fits. `None`: not such bytes.
-    pub(crate) fn load(&mut self, group: usize, bytes: &[u8]) -> Option<()> {
-        let mut loaded = ExactBins::default();
-        loaded.load(bytes)?;
-        for &(place, value) in &loaded.bins {
-            let at = 32 * place + SQUARE_UNIT;
+    /// Adds a sum as [`SquareSums::save`] gave it, in the cell where it fits. `None`: not such a
+    /// sum.
+    pub(super) fn load(&mut self, group: usize, sum: Exact<i256, &[u8]>) -> Option<()> {
+        let (mantissa, exponent, rest) = sum;
+        if mantissa != i256::ZERO {
+            let at = exponent + SQUARE_UNIT;
             let cell = &mut self.cells[group];
             if cell.sum == i256::ZERO {
                 cell.bin = at >> 6;
             }
-            // A part has 96 bits.
             let shift = at - 64 * cell.bin;
-            let inline = (0..=128)
-                .contains(&shift)
-                .then(|| cell.sum.checked_add(i256::from_i128(value) << shift as u8))
+            let room = mantissa.wrapping_abs().leading_zeros() as i32;
+            let inline = ((0..255).contains(&shift) && room > shift + 1)
+                .then(|| cell.sum.checked_add(mantissa << shift as u8))
                 .flatten();
             match inline {
                 Some(sum) => cell.sum = sum,
-                None => self.beside(group).add(value, 32 * place),
+                None => self.beside(group).add_wide(mantissa, exponent),
             }
+        }
+        if let Some(rest) = rest {
+            let mut loaded = ExactBins::default();
+            loaded.load(rest)?;
+            self.beside(group).combine(&loaded, 1);
         }
         Some(())
     }

@@ -80,9 +80,7 @@ impl Extremes {
 
     pub(super) fn combine(&mut self, other: Option<&Extremes>, from: usize, into: usize) {
         let more = other.map_or_else(|| self.cells[from], |other| other.cells[from]);
-        let cell = &mut self.cells[into];
-        cell.least = cell.least.min(more.least);
-        cell.greatest = cell.greatest.max(more.greatest);
+        self.load(into, more.least, more.greatest);
     }
 
     /// Places of the least and the greatest value.
@@ -91,17 +89,16 @@ impl Extremes {
         (cell.least <= cell.greatest).then_some((cell.least, cell.greatest))
     }
 
-    pub(super) fn save(&self, group: usize) -> Option<Vec<u8>> {
-        let (least, greatest) = self.get(group)?;
-        Some([least.to_le_bytes(), greatest.to_le_bytes()].concat())
+    /// Least and greatest as they are kept.
+    pub(super) fn cell(&self, group: usize) -> (i64, i64) {
+        (self.cells[group].least, self.cells[group].greatest)
     }
 
-    pub(super) fn load(&mut self, group: usize, bytes: Option<&[u8]>) -> Option<()> {
-        let Some(bytes) = bytes else { return Some(()) };
-        let (least, greatest) = bytes.split_first_chunk::<8>()?;
-        self.add(group, i64::from_le_bytes(*least));
-        self.add(group, i64::from_le_bytes(greatest.try_into().ok()?));
-        Some(())
+    /// Adds a cell.
+    pub(super) fn load(&mut self, group: usize, least: i64, greatest: i64) {
+        let cell = &mut self.cells[group];
+        cell.least = cell.least.min(least);
+        cell.greatest = cell.greatest.max(greatest);
     }
 }
 
@@ -128,9 +125,7 @@ impl WideExtremes {
 
     pub(super) fn combine(&mut self, other: Option<&WideExtremes>, from: usize, into: usize) {
         let more = other.map_or_else(|| self.cells[from], |other| other.cells[from]);
-        let cell = &mut self.cells[into];
-        cell.least = cell.least.min(more.least);
-        cell.greatest = cell.greatest.max(more.greatest);
+        self.load(into, more.least, more.greatest);
     }
 
     pub(super) fn get(&self, group: usize) -> Option<(i128, i128)> {
@@ -138,17 +133,16 @@ impl WideExtremes {
         (cell.least <= cell.greatest).then_some((cell.least, cell.greatest))
     }
 
-    pub(super) fn save(&self, group: usize) -> Option<Vec<u8>> {
-        let (least, greatest) = self.get(group)?;
-        Some([least.to_le_bytes(), greatest.to_le_bytes()].concat())
+    /// Least and greatest as they are kept.
+    pub(super) fn cell(&self, group: usize) -> (i128, i128) {
+        (self.cells[group].least, self.cells[group].greatest)
     }
 
-    pub(super) fn load(&mut self, group: usize, bytes: Option<&[u8]>) -> Option<()> {
-        let Some(bytes) = bytes else { return Some(()) };
-        let (least, greatest) = bytes.split_first_chunk::<16>()?;
-        self.add(group, i128::from_le_bytes(*least));
-        self.add(group, i128::from_le_bytes(greatest.try_into().ok()?));
-        Some(())
+    /// Adds a cell.
+    pub(super) fn load(&mut self, group: usize, least: i128, greatest: i128) {
+        let cell = &mut self.cells[group];
+        cell.least = cell.least.min(least);
+        cell.greatest = cell.greatest.max(greatest);
     }
 }
 
@@ -170,7 +164,7 @@ impl TextExtremes {
         self.cells[group] = None;
     }
 
-    fn add(&mut self, group: usize, text: &[u8]) {
+    pub(super) fn add(&mut self, group: usize, text: &[u8]) {
         match &mut self.cells[group] {
             None => self.cells[group] = Some((text.into(), text.into())),
             Some((least, _)) if text < &**least => *least = text.into(),
@@ -209,19 +203,5 @@ impl TextExtremes {
 
     pub(super) fn get(&self, group: usize) -> Option<(&[u8], &[u8])> {
         self.cells[group].as_ref().map(|(least, greatest)| (&**least, &**greatest))
-    }
-
-    pub(super) fn save(&self, group: usize) -> Option<Vec<u8>> {
-        let (least, greatest) = self.get(group)?;
-        Some([&(least.len() as u32).to_le_bytes()[..], least, greatest].concat())
-    }
-
-    pub(super) fn load(&mut self, group: usize, bytes: Option<&[u8]>) -> Option<()> {
-        let Some(bytes) = bytes else { return Some(()) };
-        let (length, texts) = bytes.split_first_chunk::<4>()?;
-        let (least, greatest) = texts.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        self.add(group, least);
-        self.add(group, greatest);
-        Some(())
     }
 }

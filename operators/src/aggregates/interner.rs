@@ -424,20 +424,40 @@ impl KeyInterner {
     /// The key columns of some ids, dictionaries unpacked. Where many are wanted, all are kept in
     /// their order, so that the next time costs a copy and no cache miss a key.
     pub fn columns_of_many(&mut self, ids: &[u32]) -> Result<Vec<ArrayRef>, OperatorError> {
-        self.settle_order();
-        if self.in_order.is_none() {
-            let bytes = |&id: &u32| self.bytes(id).len();
-            if ids.len() * 2 < self.len()
-                || self.order.iter().map(bytes).sum::<usize>() > KEPT_BYTES_MAX
-            {
-                return self.columns(ids);
-            }
-            self.in_order = Some(self.columns(&self.order)?);
+        if !self.keep_in_order(ids.len())? {
+            return self.columns(ids);
         }
         let rows: UInt32Array =
             ids.iter().map(|&id| self.rank[id as usize]).collect::<Vec<_>>().into();
         let columns = self.in_order.iter().flatten();
         Ok(columns.map(|column| take(column, &rows, None)).collect::<Result<_, _>>()?)
+    }
+
+    /// The same, but a single text column may be a dictionary: of all keys in use, and the same one
+    /// until a key comes or goes, so that others need to look at each key once only.
+    pub fn packed_columns_of_many(&mut self, ids: &[u32]) -> Result<Vec<ArrayRef>, OperatorError> {
+        if self.path != Path::Text || !self.keep_in_order(ids.len())? {
+            return self.columns_of_many(ids);
+        }
+        let Some([keys]) = self.in_order.as_deref() else { return self.columns_of_many(ids) };
+        let places = ids.iter().map(|&id| self.rank[id as usize] as i32);
+        let places = Int32Array::from_iter_values(places);
+        Ok(vec![Arc::new(DictionaryArray::try_new(places, keys.clone())?)])
+    }
+
+    /// Keeps the key columns of all ids in their order, if this many ids are worth it.
+    fn keep_in_order(&mut self, wanted: usize) -> Result<bool, OperatorError> {
+        self.settle_order();
+        if self.in_order.is_none() {
+            let bytes = |&id: &u32| self.bytes(id).len();
+            if wanted * 2 < self.len()
+                || self.order.iter().map(bytes).sum::<usize>() > KEPT_BYTES_MAX
+            {
+                return Ok(false);
+            }
+            self.in_order = Some(self.columns(&self.order)?);
+        }
+        Ok(true)
     }
 
     /// The key columns of some ids, dictionaries unpacked.

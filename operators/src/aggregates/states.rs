@@ -8,7 +8,7 @@
 //! What calls over one argument share is one cell (a sum with its count, a least with its
 //! greatest), so that a row touches one cache line an argument; what they do not need is not there.
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Int64Array, make_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, make_array};
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::*;
@@ -284,49 +284,6 @@ impl State {
             State::FloatSum(sums) => pairs.for_each(|(count, group)| *count += sums.count(group)),
             _ => pairs.for_each(|(count, group)| *count += self.count(group).unwrap_or(0)),
         }
-    }
-
-    /// The cells of `groups` as two columns a state; equal states give equal columns.
-    pub(super) fn save(&self, groups: &[u32]) -> [ArrayRef; 2] {
-        let at = || groups.iter().map(|&group| group as usize);
-        let counts = || Int64Array::from_iter_values(at().map(|g| self.count(g).unwrap_or(0)));
-        let bytes = |one: &mut dyn FnMut(usize) -> Option<Vec<u8>>| -> ArrayRef {
-            Arc::new(BinaryArray::from_iter(at().map(one)))
-        };
-        let columns = match self {
-            State::Count(_) => bytes(&mut |_| None),
-            State::FloatSum(sums) => bytes(&mut |g| Some(sums.save(g))),
-            State::Squares(sums) => bytes(&mut |g| Some(sums.save(g))),
-            State::IntegerSum(cells) => bytes(&mut |g| Some(cells[g].sum.to_le_bytes().into())),
-            State::DecimalSum(cells) => bytes(&mut |g| Some(cells[g].sum.to_le_bytes().into())),
-            State::Extremes(cells) => bytes(&mut |g| cells.save(g)),
-            State::WideExtremes(cells) => bytes(&mut |g| cells.save(g)),
-            State::TextExtremes(cells) => bytes(&mut |g| cells.save(g)),
-        };
-        [Arc::new(counts()), columns]
-    }
-
-    /// Adds one group's cell as written by [`State::save`]. `None`: these are not such columns.
-    pub(super) fn load(&mut self, group: usize, count: i64, bytes: Option<&[u8]>) -> Option<()> {
-        match self {
-            State::Count(cells) => cells[group] += count,
-            State::FloatSum(sums) => sums.load(group, bytes?, count)?,
-            State::Squares(sums) => sums.load(group, bytes?)?,
-            State::IntegerSum(cells) => {
-                let sum = i64::from_le_bytes(bytes?.try_into().ok()?);
-                cells[group].sum = cells[group].sum.wrapping_add(sum);
-                cells[group].count += count;
-            }
-            State::DecimalSum(cells) => {
-                let sum = i256::from_le_bytes(bytes?.try_into().ok()?);
-                cells[group].sum = cells[group].sum.wrapping_add(sum);
-                cells[group].count += count;
-            }
-            State::Extremes(cells) => cells.load(group, bytes)?,
-            State::WideExtremes(cells) => cells.load(group, bytes)?,
-            State::TextExtremes(cells) => cells.load(group, bytes)?,
-        }
-        Some(())
     }
 }
 

@@ -41,6 +41,11 @@ impl Slots {
         })
     }
 
+    /// Number of slots taken.
+    pub(super) fn used(&self) -> usize {
+        self.next as usize - self.free.len()
+    }
+
     /// Makes cells for all slots taken.
     pub(super) fn settle(&mut self) {
         self.accumulators.grow(self.next as usize);

@@ -8,21 +8,27 @@
 //! Aggregates are exact and mergeable, so a group may be added as a whole. Only rows of one pane
 //! are added up, and only in chunks without stragglers in which every time is above W(e − 1): such
 //! rows are late for no window, so each waits for the first end over its pane, wherever it is
-//! added. What was added up in epoch e is given out at its end, before the window behind fires.
-//! Nothing is kept beyond an epoch but W.
+//! added. What was added up of a pane is given out at the end of the epoch in which W reaches that
+//! first end, before the window behind fires; or earlier, to save memory.
 //!
 //! # Form
 //! A partial chunk has the columns of the input, and behind them the aggregates' state. Keys are in
 //! their columns and the pane's start in the column of the event time (unless that is a key), so
-//! that it is dealt to workers like the rows themselves; all other columns are NULL.
+//! that it is dealt to workers like the rows themselves; all other columns are of type NULL.
 //!
 //! # When
-//! The first rows of an epoch are a sample. Where they fall into few groups the rest of the epoch
-//! is added up too; else rows pass as they are, and the next sample is taken after twice as many
-//! epochs as the last time. Chunks with diffs, stragglers or failing arguments always pass.
+//! Each time that panes are given out it is judged how many rows fell into a group. Where they
+//! were few, rows pass as they are for a while: for 16 times as many rows as the vain attempt took,
+//! twice as many after each that follows. Chunks with diffs, stragglers or failing arguments always
+//! pass.
+//!
+//! # Limits
+//! At most about `GROUPS_MAX` groups are open; beyond that all are given out. The rows of a split
+//! are added up by the one worker that reads it, which costs it little more than dealing them out
+//! would.
 
 use arrow::array::{Array, AsArray};
-use arrow::array::{ArrayRef, RecordBatch, TimestampMillisecondArray, new_null_array};
+use arrow::array::{ArrayRef, NullArray, RecordBatch, TimestampMillisecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMillisecondType};
 use std::sync::Arc;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
@@ -31,33 +37,32 @@ use weir_engine::time::{MARK_END, Millis};
 
 use super::{WindowAggregate, WindowAggregateSpec};
 
-/// Rows of a sample.
-const SAMPLE_ROWS: usize = 2_048;
 /// Rows a group at the least for adding up to be worth it.
-const ROWS_A_GROUP: usize = 8;
-/// Groups of an epoch at the most.
-const GROUPS_MAX: usize = 4_096;
-/// Epochs between two samples at the most.
-const PAUSE_MAX: u32 = 256;
+const ROWS_A_GROUP: u64 = 8;
+/// Open groups at the most.
+const GROUPS_MAX: usize = 65_536;
+/// Rows that pass after a vain attempt, as a multiple of the rows that it took.
+const PASS_MIN: u64 = 16;
+const PASS_MAX: u64 = 1_024;
 
 /// Adds up rows in front of a [`WindowAggregate`] of the same spec.
 #[derive(Debug)]
 pub struct PreAggregate {
     window: WindowAggregate,
-    /// Rows of the open epoch that have been added up.
-    rows: usize,
-    /// Whether the open epoch's rows pass.
-    is_passing: bool,
-    /// Epochs until the next sample, and after that if it says no.
-    pause: u32,
-    next_pause: u32,
+    /// Rows added up and groups given out since it was last judged.
+    rows: u64,
+    groups: u64,
+    /// Rows that still pass as they are.
+    passing: u64,
+    /// Multiple of the rows that pass after the next vain attempt.
+    patience: u64,
 }
 
 impl PreAggregate {
     /// An operator without state. An error where [`WindowAggregate::new`] gives one.
     pub fn new(spec: WindowAggregateSpec) -> Result<PreAggregate, OperatorError> {
         let window = WindowAggregate::new(spec)?;
-        Ok(PreAggregate { window, rows: 0, is_passing: false, pause: 0, next_pause: 1 })
+        Ok(PreAggregate { window, rows: 0, groups: 0, passing: 0, patience: PASS_MIN })
     }
 
     /// Whether it can do anything for these calls: DISTINCT would carry all values along.
@@ -78,37 +83,36 @@ impl PreAggregate {
         let Ok(arguments) = self.window.slots.accumulators.arguments(&delta.rows) else {
             return Ok(Some(delta));
         };
-        self.rows += delta.len();
+        self.rows += delta.len() as u64;
         self.window.place_on_time(&delta.rows, &times)?;
         self.window.add(arguments, None)?;
         Ok(None)
     }
 
-    fn groups(&self) -> usize {
-        self.window.waiting.iter().map(|bucket| bucket.keys.len()).sum()
-    }
-
-    /// Decides on the rest of the epoch.
-    fn judge(&mut self) {
-        let groups = self.groups();
-        if groups > GROUPS_MAX || self.rows < groups * ROWS_A_GROUP {
-            self.is_passing = true;
-            self.pause = self.next_pause;
-            self.next_pause = (self.next_pause * 2).min(PAUSE_MAX);
+    /// Decides whether the next rows pass; then nothing stays here. Open groups count as if their
+    /// rows were complete.
+    fn judge(&mut self, out: &mut Output) -> Result<(), OperatorError> {
+        let groups = self.groups + self.window.slots.used() as u64;
+        if self.rows < groups * ROWS_A_GROUP {
+            self.passing = self.rows * self.patience;
+            self.patience = (self.patience * 2).min(PASS_MAX);
+            self.give(MARK_END, out)?;
         } else {
-            self.next_pause = 1;
+            self.patience = PASS_MIN;
         }
+        (self.rows, self.groups) = (0, 0);
+        Ok(())
     }
 
-    /// Gives out what has been added up, and forgets it.
-    fn give(&mut self, out: &mut Output) -> Result<(), OperatorError> {
-        self.rows = 0;
-        while let Some(bucket) = self.window.waiting.pop(MARK_END) {
+    /// Gives out the panes whose first end is at `end` or before, and forgets them.
+    fn give(&mut self, end: Millis, out: &mut Output) -> Result<(), OperatorError> {
+        while let Some(bucket) = self.window.waiting.pop(end) {
             let input = &self.window.spec.input;
             let count = bucket.keys.len();
+            self.groups += count as u64;
             let mut columns: Vec<ArrayRef> = Vec::with_capacity(input.fields().len());
-            for field in input.fields() {
-                columns.push(new_null_array(field.data_type(), count));
+            for _ in input.fields() {
+                columns.push(Arc::new(NullArray::new(count)));
             }
             let time = self.window.spec.time;
             let starts = TimestampMillisecondArray::from(vec![bucket.pane; count]);
@@ -117,7 +121,7 @@ impl PreAggregate {
                 _ => Arc::new(starts),
             };
             // Last, for the event time may be a key itself; it then lies in the same pane.
-            let keys = self.window.keys.interner.columns(&bucket.keys)?;
+            let keys = self.window.keys.interner.packed_columns_of_many(&bucket.keys)?;
             for (&place, column) in self.window.spec.keys.iter().zip(keys) {
                 columns[place] = column;
             }
@@ -147,33 +151,25 @@ impl Operator for PreAggregate {
     }
 
     fn push(&mut self, _port: usize, delta: Delta, out: &mut Output) -> Result<(), OperatorError> {
-        let mut rest = Some(delta);
-        while let Some(delta) = rest.take_if(|_| !self.is_passing) {
-            let sampled = self.rows >= SAMPLE_ROWS;
-            let part = if sampled { delta.len() } else { SAMPLE_ROWS.min(delta.len()) };
-            rest = (part < delta.len()).then(|| delta.slice(part, delta.len() - part));
-            if let Some(back) = self.add(delta.slice(0, part))? {
-                out.rows.push(back);
-            } else if self.rows >= SAMPLE_ROWS {
-                self.judge();
-            }
+        if self.passing > 0 {
+            self.passing = self.passing.saturating_sub(delta.len() as u64);
+            out.rows.push(delta);
+        } else if let Some(back) = self.add(delta)? {
+            out.rows.push(back);
+        } else if self.window.slots.used() > GROUPS_MAX {
+            self.give(MARK_END, out)?;
+            self.judge(out)?;
         }
-        out.rows.extend(rest);
         Ok(())
     }
 
     fn advance(&mut self, end: EpochEnd<'_>, out: &mut Output) -> Result<(), OperatorError> {
-        let had_rows = self.rows > 0;
-        if had_rows && self.rows < SAMPLE_ROWS {
-            // Too few rows in an epoch to be worth a detour.
-            self.judge();
-        }
-        self.give(out)?;
         self.window.watermark = self.window.watermark.max(end.watermark());
-        if self.is_passing {
-            self.is_passing = self.pause > 0;
-            self.pause = self.pause.saturating_sub(1);
+        self.give(self.window.watermark.saturating_add(1), out)?;
+        if self.groups > 0 && self.passing == 0 {
+            self.judge(out)?;
         }
+        self.groups = 0;
         Ok(())
     }
 

@@ -145,7 +145,8 @@ proptest! {
         prop_assert_eq!(whole.save(0), plain.save(0));
         let mut loaded = FloatSums::default();
         loaded.grow(1);
-        loaded.load(0, &plain.save(0), plain.count(0)).unwrap();
+        let (m, e, rest) = plain.save(0);
+        loaded.load(0, plain.count(0), (m, e, rest.as_deref())).unwrap();
         prop_assert_eq!(loaded.save(0), plain.save(0));
         prop_assert_eq!(loaded.sum(0).to_bits(), plain.sum(0).to_bits());
     }
@@ -176,7 +177,8 @@ proptest! {
         squares.combine(None, 1, 0, -1);
         let mut loaded = SquareSums::default();
         loaded.grow(1);
-        loaded.load(0, &squares.save(0)).unwrap();
+        let (m, e, rest) = squares.save(0);
+        loaded.load(0, (m, e, rest.as_deref())).unwrap();
         prop_assert_eq!(loaded.save(0), squares.save(0));
     }
 }

@@ -1,6 +1,7 @@
 //! Pre-aggregation: whatever is added up before, the window behind it says the same.
 
 use proptest::prelude::*;
+use weir_engine::keys::KeyGroups;
 use weir_engine::operator::StatePart;
 
 use super::laws::{Case, calls_of, cases, oracle, stream};
@@ -13,10 +14,17 @@ fn before(case: &Case) -> PreAggregate {
     PreAggregate::new(spec(case.shape, &[0], calls_of(case), case.dictionary)).unwrap()
 }
 
-fn restarted(case: &Case, parts: Vec<StatePart>) -> PreAggregate {
-    let mut fresh = before(case);
-    fresh.restore(parts).unwrap();
-    fresh
+/// As many operators that share out what these have of each key group.
+fn restarted(case: &Case, workers: [PreAggregate; 2]) -> [PreAggregate; 2] {
+    let parts: Vec<StatePart> = workers.iter().flat_map(|w| w.snapshot().unwrap()).collect();
+    [0, 1].map(|owner| {
+        let mine = |part: &StatePart| {
+            part.key_groups == KeyGroups::ALL || part.key_groups.first % 2 == owner
+        };
+        let mut fresh = before(case);
+        fresh.restore(parts.iter().filter(|part| mine(part)).cloned().collect()).unwrap();
+        fresh
+    })
 }
 
 /// What two workers' rows come to when each adds its own up first; each is restarted once.
@@ -39,7 +47,7 @@ fn real(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
         late.sort();
         all.push((fired, late));
         if at == case.stop {
-            workers = workers.map(|worker| restarted(case, worker.snapshot().unwrap()));
+            workers = restarted(case, workers);
         }
     }
     all
@@ -54,31 +62,53 @@ proptest! {
     }
 }
 
-/// Rows that leave the operator for an epoch of `rows` rows of `keys` keys.
-fn given(operator: &mut PreAggregate, rows: usize, keys: usize) -> usize {
+/// Rows that leave the operator for an epoch of `rows` rows of `keys` keys, 1 ms each from `from`
+/// on, when W reaches the last.
+fn given(operator: &mut PreAggregate, from: Millis, rows: usize, keys: usize) -> usize {
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-    let row = |n: usize| (NAMES[n % keys % 4], Some((n / keys / 4) as i64), 1.0, MARK_NONE, 1);
+    let row = |n: usize| (NAMES[n % keys % 4], Some(from + (n / keys) as i64), 1.0, MARK_NONE, 1);
     let mut out = Output::default();
     let all: Vec<Row> = (0..rows).map(row).collect();
     all.chunks(5_000).for_each(|part| operator.push(0, chunk(part, false), &mut out).unwrap());
-    let end = EpochEnd { epoch: 1, recorded_time: 0, watermarks: &[MARK_NONE] };
+    let end = from + (rows / keys) as i64 - 1;
+    let end = EpochEnd { epoch: 1, recorded_time: 0, watermarks: &[end] };
     operator.advance(end, &mut out).unwrap();
     out.rows.iter().map(Delta::len).sum()
 }
 
 #[test]
-fn few_groups_are_added_up_and_many_pass() {
-    let shape = WindowShape::Tumble { size: 1_000_000, offset: 0 };
-    let mut few = PreAggregate::new(spec(shape, &[0], ONE_KEY, false)).unwrap();
-    assert_eq!([given(&mut few, 20_000, 4), given(&mut few, 20_000, 4)], [4, 4]);
+fn groups_of_many_rows_are_added_up_until_their_pane_ends() {
+    let shape = WindowShape::Tumble { size: 10_000, offset: 0 };
+    let mut operator = PreAggregate::new(spec(shape, &[0], ONE_KEY, false)).unwrap();
+    let epoch = |n: Millis| given(&mut operator, n * 5_000, 20_000, 4);
+    assert_eq!([0, 1, 2, 3, 4, 5].map(epoch), [0, 4, 0, 4, 0, 4]);
+}
 
-    let shape = WindowShape::Tumble { size: 1, offset: 0 };
-    let mut many = PreAggregate::new(spec(shape, &[0], ONE_KEY, false)).unwrap();
-    // A window of 1 ms has 16 rows of four keys: little is gained, and ever more seldom looked for.
-    let sampled = 20_000 - 2_048 + 512;
-    let passed: Vec<usize> = (0..8).map(|_| given(&mut many, 20_000, 4)).collect();
-    let all = 20_000;
-    assert_eq!(passed, [sampled, all, sampled, all, all, sampled, all, all]);
+#[test]
+fn groups_of_few_rows_pass_and_are_tried_ever_more_seldom() {
+    let shape = WindowShape::Tumble { size: 2, offset: 0 };
+    let mut operator = PreAggregate::new(spec(shape, &[0], ONE_KEY, false)).unwrap();
+    // Two rows a group: 1 000 rows become 500; then 16 000 rows pass, then 32 000.
+    let epoch = |n: Millis| given(&mut operator, n * 250, 1_000, 4);
+    let sizes: Vec<usize> = (0..60).map(epoch).collect();
+    let tried: Vec<usize> = (0..60).filter(|&n| sizes[n] == 500).collect();
+    assert_eq!(tried, [0, 17, 50]);
+    assert!(sizes.iter().all(|&size| size == 500 || size == 1_000));
+}
+
+#[test]
+fn memory_is_bounded() {
+    let shape = WindowShape::Tumble { size: 100, offset: 0 };
+    let mut operator = PreAggregate::new(spec(shape, &[0, 1], ONE_KEY, false)).unwrap();
+    let rows: Vec<Row> =
+        (0..400_000).map(|n| ("a", Some(i64::from(n)), 1.0, MARK_NONE, 1)).collect();
+    let mut out = Output::default();
+    for part in rows.chunks(5_000) {
+        operator.push(0, chunk(part, false), &mut out).unwrap();
+    }
+    let held: usize = operator.snapshot().unwrap().iter().map(|part| part.rows.num_rows()).sum();
+    assert!(held < 75_000, "{held} groups");
+    assert!(out.rows.iter().map(Delta::len).sum::<usize>() > 300_000);
 }
 
 #[test]
