@@ -49,7 +49,7 @@ struct RunArgs {
     #[arg(long, default_value_t = 1)]
     processes: usize,
     /// How epochs are cut: a time (`10ms`) or a number of rows (`100000rows`); by default 10ms, and
-    /// by rows if all inputs end
+    /// by rows, few at first, if all inputs end
     #[arg(long, value_parser = parse_epoch)]
     epoch: Option<EpochPolicy>,
     /// Prints a digest of the rows of each sink at the end
@@ -68,7 +68,7 @@ fn parse_epoch(text: &str) -> Result<EpochPolicy, String> {
     let number = |digits: &str| digits.trim().parse::<u64>().ok().filter(|n| *n > 0);
     if let Some(rows) = text.strip_suffix("rows") {
         let rows = number(rows).and_then(|n| usize::try_from(n).ok()).ok_or_else(wrong)?;
-        return Ok(EpochPolicy::Replay { rows });
+        return Ok(EpochPolicy::rows(rows));
     }
     let interval = text.strip_suffix("ms").and_then(number).ok_or_else(wrong)?;
     let interval = i64::try_from(interval).map_err(|_| wrong())?;

@@ -20,8 +20,10 @@ use crate::status::Status;
 
 /// Rows after which a live epoch is closed before its time.
 pub const LIVE_ROWS_MAX: usize = 65_536;
-/// Rows of an epoch of a replay.
-pub const REPLAY_ROWS: usize = 65_536;
+/// Rows of the first epochs of a replay, and of those that they grow to.
+pub const REPLAY_ROWS_FIRST: usize = 32_768;
+/// What the epochs of a replay grow to.
+pub const REPLAY_ROWS: usize = 524_288;
 /// Milliseconds of a live epoch.
 pub const LIVE_MILLIS: i64 = 10;
 
@@ -120,12 +122,12 @@ pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob,
     }
     let bounded = splits.values().flatten().all(|s| s.bounded);
     let by_default = if bounded {
-        EpochPolicy::Replay { rows: REPLAY_ROWS }
+        EpochPolicy::Replay { first: REPLAY_ROWS_FIRST, rows: REPLAY_ROWS }
     } else {
         EpochPolicy::Live { interval: LIVE_MILLIS, rows: LIVE_ROWS_MAX }
     };
     let policy = match epoch {
-        Some(EpochPolicy::Replay { rows }) if !bounded => {
+        Some(EpochPolicy::Replay { rows, .. }) if !bounded => {
             // A replay waits for its rows; a live input is cut by rows or by the clock.
             EpochPolicy::Live { interval: LIVE_MILLIS, rows }
         }

@@ -278,6 +278,11 @@ impl Store {
         }
     }
 
+    /// Whether it is a folder of this machine.
+    pub fn is_local(&self) -> bool {
+        matches!(self.place, Place::Local(_))
+    }
+
     /// Checks that objects can be written here, by writing and removing a small one. A local folder
     /// is made.
     pub fn probe_write(&self) -> Result<(), ConnectorError> {

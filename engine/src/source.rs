@@ -71,6 +71,12 @@ pub trait SourceHandle: Send {
     /// source may tell its broker. Called now and then, never in a row's path.
     fn committed(&mut self, offsets: &[(u64, u64)]);
 
+    /// The queue of this split is empty and its worker would wait: the calling thread may do a part
+    /// of the reading itself, for some milliseconds. Whether it did.
+    fn help(&mut self, _split: u64) -> bool {
+        false
+    }
+
     /// Stop reading: nothing more will be taken. Returns at once.
     fn stop(&mut self);
 }

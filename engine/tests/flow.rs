@@ -242,7 +242,7 @@ fn outcome(threads: usize, policy: EpochPolicy, aggregate: bool) -> (Lines, u128
     (lines.collect(), digest)
 }
 
-const REPLAY: EpochPolicy = EpochPolicy::Replay { rows: 1_000 };
+const REPLAY: EpochPolicy = EpochPolicy::Replay { first: 1_000, rows: 1_000 };
 
 #[test]
 fn the_same_rows_in_the_same_order_on_any_number_of_workers() {
@@ -261,7 +261,9 @@ fn the_same_rows_under_other_epochs() {
     let one = outcome(1, REPLAY, true).1;
     assert_ne!(one, 0);
     let live = |interval| EpochPolicy::Live { interval, rows: 700 };
-    for policy in [EpochPolicy::Replay { rows: 77 }, live(1), live(10)] {
+    for policy in
+        [EpochPolicy::rows(77), EpochPolicy::Replay { first: 10, rows: 200 }, live(1), live(10)]
+    {
         for threads in [1, 2] {
             assert_eq!(outcome(threads, policy, true).1, one, "{policy:?} on {threads}");
         }

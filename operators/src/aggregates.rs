@@ -41,6 +41,7 @@ use weir_engine::time::MARK_NONE;
 
 use distinct::DistinctValues;
 pub use interner::KeyInterner;
+pub use saved::Form;
 use states::{Feed, Kind, State};
 
 /// An aggregate function that is mergeable.
@@ -392,14 +393,15 @@ impl Accumulators {
         types.enumerate().map(name).collect()
     }
 
-    /// The state of `groups` as columns, one row a group. Equal states give equal columns.
-    pub fn state(&self, groups: &[u32]) -> Vec<ArrayRef> {
+    /// The state of `groups` as columns, one row a group.
+    pub fn state(&self, groups: &[u32], form: Form) -> Vec<ArrayRef> {
         let mut columns: Vec<ArrayRef> = Vec::new();
         for source in &self.sources {
             match &source.distinct {
                 Some(values) => columns.push(values.save(groups)),
                 None => {
-                    let saved = source.states.iter().flat_map(|(_, state)| state.save(groups));
+                    let saved =
+                        source.states.iter().flat_map(|(_, state)| state.save(groups, form));
                     columns.extend(saved);
                 }
             }

@@ -9,7 +9,7 @@
 //! # How it reads
 //! `finding.rs` lists files. `lines.rs`, `groups.rs` and `records.rs` cut a file into *units* (a
 //! byte range that ends with a line, a range of rows of a row group) and decode them anywhere;
-//! `crew.rs` is the few threads that do so, and pushes what came out in the order of the units.
+//! `crew.rs` says which threads do so, and pushes what came out in the order of the units.
 //! `columns.rs` adds METADATA columns, and `adapt.rs` makes a Parquet file's types the declared
 //! ones.
 //!
@@ -39,6 +39,7 @@ mod records;
 mod tests;
 
 use columns::Columns;
+use crew::{Crew, Reach};
 use finding::Place;
 use input::Input;
 
@@ -269,7 +270,8 @@ impl Source for Filesystem {
         let name = self.0.table.clone();
         let open =
             move |queue: &Arc<SplitQueue>| files.units(&queue.split, Appetite::Whole, Some(queue));
-        Ok(Box::new(crew::Crew::start(&name, queues, Box::new(open))?))
+        let reach = if self.0.store().is_local() { Reach::Local } else { Reach::Remote };
+        Ok(Box::new(Crew::start(&name, queues, reach, Box::new(open))?))
     }
 
     fn peek(&self, split: &SplitSpec) -> Result<Option<Chunk>, ConnectorError> {

@@ -102,13 +102,11 @@ impl Known {
     /// Closes an epoch and, in a replay, decides what is read `LEAD` epochs later.
     fn close(&mut self, epoch: Epoch, parts: Vec<CutPart>) -> EpochFacts {
         let facts = self.state.close(parts);
-        if let Some(rows) = self.replay_rows {
-            // The first cut decides for all epochs that have no cut of their own to go by.
-            let from = if epoch == 0 { 1 } else { epoch + LEAD };
-            let decided = self.state.decide(rows);
-            for later in from..=epoch + LEAD {
-                self.decisions.push_back((later, decided.clone()));
-            }
+        // The first cut decides for all epochs that have no cut of their own to go by.
+        let from = if epoch == 0 { 1 } else { epoch + LEAD };
+        for later in from..=epoch + LEAD {
+            let Some(rows) = self.policy.replay_rows(later) else { break };
+            self.decisions.push_back((later, self.state.decide(rows)));
         }
         facts
     }

@@ -44,15 +44,40 @@ pub enum EpochPolicy {
     },
     /// By rows: this many in all an epoch. Only for inputs that end.
     Replay {
-        /// Rows.
+        /// Rows of the first 32 epochs. Those that follow grow by half each until they have
+        /// `rows`: first results come soon, and what follows costs little an epoch.
+        first: usize,
+        /// Rows at the most.
         rows: usize,
     },
+}
+
+impl EpochPolicy {
+    /// Epochs of a replay that have this many rows each.
+    pub fn rows(rows: usize) -> EpochPolicy {
+        EpochPolicy::Replay { first: rows, rows }
+    }
+
+    /// Rows of a replay's epoch.
+    pub(crate) fn replay_rows(self, epoch: Epoch) -> Option<usize> {
+        let EpochPolicy::Replay { first, rows } = self else { return None };
+        let mut size = first.max(1);
+        for _ in FIRST_EPOCHS..epoch {
+            if size >= rows {
+                break;
+            }
+            size += size / 2 + 1;
+        }
+        Some(size.min(rows.max(1)))
+    }
 }
 
 /// Epochs between a cut and the reading that it decides.
 pub(crate) const LEAD: u64 = 4;
 const AHEAD_EPOCHS_MAX: usize = 8;
 const AHEAD_BYTES_MAX: usize = 64 << 20;
+/// Epochs of a replay before they grow.
+const FIRST_EPOCHS: Epoch = 32;
 const CHUNK_ROWS_MAX: usize = 16_384;
 const HEARTBEAT: Millis = 1_000;
 /// Over this time it is counted what the sinks accept.
@@ -67,7 +92,7 @@ pub(crate) struct Known {
     pub(crate) seen: Epoch,
     /// Decisions of a replay, by epoch.
     pub(crate) decisions: VecDeque<(Epoch, Vec<Quota>)>,
-    pub(crate) replay_rows: Option<usize>,
+    pub(crate) policy: EpochPolicy,
 }
 
 /// A source on this worker.
@@ -417,11 +442,13 @@ impl Driver {
         if reading.queue.is_finished() {
             reading.state = SplitState::Finished;
             reading.changed = true;
-        } else if reading.state == SplitState::Waiting {
+            return false;
+        }
+        if reading.state == SplitState::Waiting {
             reading.state = SplitState::Reading;
             reading.changed = true;
         }
-        false
+        self.help(place)
     }
 
     /// Whether a split is too far ahead of its source's slowest one.
@@ -476,7 +503,7 @@ impl Driver {
         let mut quotas = self.quotas.take().unwrap_or_default();
         for quota in &mut quotas {
             let Some(&place) = self.places.get(&quota.split) else { continue };
-            while quota.rows > 0 && self.take_quota(place, quota, now, out) {}
+            while quota.rows > 0 && (self.take_quota(place, quota, now, out) || self.help(place)) {}
         }
         quotas.retain(|q| q.rows > 0);
         if quotas.is_empty() {
@@ -485,6 +512,14 @@ impl Driver {
         self.quotas = Some(quotas);
         // A queue that gets its first chunk wakes the worker; this is for safety only.
         Next::Wait(Duration::from_millis(50))
+    }
+
+    /// Reads for a split whose queue is empty, if that can be done here; whether it was.
+    fn help(&mut self, place: (usize, usize)) -> bool {
+        let source = &mut self.sources[place.0];
+        let reading = &source.readings[place.1];
+        let wants = reading.state != SplitState::Finished && !reading.queue.has_chunk();
+        wants && source.handle.as_mut().is_some_and(|handle| handle.help(reading.id.number()))
     }
 
     /// Takes a chunk against a quota. False: none is there yet, or the split has ended.

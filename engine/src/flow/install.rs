@@ -19,7 +19,7 @@ use super::JobInput;
 use super::adapter::{InputMarks, OperatorParts, lift, share};
 use super::carrier::Carrier;
 use super::cuts::{Addressed, CutParts, SplitNames, resolve};
-use super::driver::{Accepted, Driver, EpochPolicy, Known, Next, Outlets, SourceRuntime};
+use super::driver::{Accepted, Driver, Known, Next, Outlets, SourceRuntime};
 use super::lifted::{FactsStream, RowsStream};
 use super::reading::{Reading, ids, planned_batch};
 use super::sink::attach;
@@ -142,12 +142,8 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
         }
         plans.push(plan);
     }
-    let replay_rows = match job.policy {
-        EpochPolicy::Replay { rows } => Some(rows.max(1)),
-        EpochPolicy::Live { .. } => None,
-    };
     let state = CutState::start(plans);
-    (Known { state, seen: 0, decisions: VecDeque::new(), replay_rows }, names)
+    (Known { state, seen: 0, decisions: VecDeque::new(), policy: job.policy }, names)
 }
 
 /// Opens this worker's splits: the i-th of a source belongs to worker i mod peers.

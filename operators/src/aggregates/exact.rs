@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use arrow::datatypes::i256;
 
-use super::saved::Exact;
+use super::saved::{Exact, Form};
 
 /// An exact number: Σ bin · 2^(32 · place), the bins in order of place, each below 2^96 in
 /// magnitude.
@@ -500,11 +500,14 @@ impl FloatSums {
         whole
     }
 
-    /// The sum, in one form whatever the way it came about.
-    pub(super) fn save(&self, group: usize) -> Exact<i128> {
+    /// The sum.
+    pub(super) fn save(&self, group: usize, form: Form) -> Exact<i128> {
         let cell = &self.cells[group];
         if cell.sum == 0 && !cell.beside {
             return (0, 0, None);
+        }
+        if !cell.beside && form == Form::AsKept {
+            return (cell.sum, 32 * cell.bin - UNIT, None);
         }
         if !cell.beside {
             let zeros = cell.sum.trailing_zeros();
@@ -521,9 +524,12 @@ impl FloatSums {
     /// Adds `count` and a sum as [`FloatSums::save`] gave it. `None`: not such a sum.
     pub(super) fn load(&mut self, group: usize, count: i64, sum: Exact<i128, &[u8]>) -> Option<()> {
         let (mantissa, exponent, rest) = sum;
-        self.cells[group].count += count;
-        if mantissa != 0 {
-            self.put(group, mantissa, exponent);
+        let cell = &mut self.cells[group];
+        cell.count += count;
+        match cell.sum.checked_add(mantissa) {
+            Some(sum) if 32 * cell.bin - UNIT == exponent => cell.sum = sum,
+            _ if mantissa == 0 => {}
+            _ => self.put(group, mantissa, exponent),
         }
         if let Some(rest) = rest {
             self.beside(group).combine(&Beside::load(rest)?, 1);
@@ -625,11 +631,14 @@ impl SquareSums {
         whole
     }
 
-    /// The sum, in one form whatever the way it came about.
-    pub(super) fn save(&self, group: usize) -> Exact<i256> {
+    /// The sum.
+    pub(super) fn save(&self, group: usize, form: Form) -> Exact<i256> {
         let cell = &self.cells[group];
         if cell.sum == i256::ZERO && !cell.beside {
             return (i256::ZERO, 0, None);
+        }
+        if !cell.beside && form == Form::AsKept {
+            return (cell.sum, 64 * cell.bin - SQUARE_UNIT, None);
         }
         if !cell.beside {
             let zeros = cell.sum.trailing_zeros();

@@ -10,12 +10,13 @@
 //! | sum of squares | 32 bytes m, Int32 e, Binary rest |
 //! | least and greatest | Int64 each in their order; 16 bytes of a decimal; Binary, or NULL, of text |
 //!
-//! m is odd or 0. `rest` is there where the sum has more bits than m can hold (m is 0 then), or
+//! `rest` is there where the sum has more bits than m can hold (m is 0 then), or
 //! where infinities or NaN are in it. Numbers in bytes are little-endian. Groups without values
 //! have least > greatest.
 //!
 //! # Invariant
-//! Equal states give equal columns, whatever the way they came about.
+//! Of [`Form::Equal`], equal states give equal columns, whatever the way they came about: m is odd
+//! or 0. [`Form::AsKept`] leaves that out, and is quicker. Both are loaded alike.
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, FixedSizeBinaryArray, Int32Array, Int64Array,
@@ -29,7 +30,16 @@ use super::states::{Kind, State};
 const BYTES_16: DataType = DataType::FixedSizeBinary(16);
 const BYTES_32: DataType = DataType::FixedSizeBinary(32);
 
-/// An exact number: odd mantissa or 0, exponent, and what does not fit.
+/// How the numbers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Equal states have equal columns.
+    Equal,
+    /// As they are kept.
+    AsKept,
+}
+
+/// An exact number: mantissa, exponent, and what does not fit.
 pub(super) type Exact<T, Rest = Vec<u8>> = (T, i32, Option<Rest>);
 
 impl Kind {
@@ -80,14 +90,18 @@ fn exact<T, const N: usize>(
         mantissas.push(bytes(mantissa));
         exponents.push(exponent);
     }
-    rests.resize(exponents.len(), None);
-    let rests: ArrayRef = Arc::new(BinaryArray::from_iter(rests));
+    let rests: ArrayRef = if rests.is_empty() {
+        Arc::new(BinaryArray::new_null(exponents.len()))
+    } else {
+        rests.resize(exponents.len(), None);
+        Arc::new(BinaryArray::from_iter(rests))
+    };
     vec![fixed(mantissas.into_iter()), Arc::new(Int32Array::from(exponents)), rests]
 }
 
 impl State {
     /// The cells of `groups` as columns.
-    pub(super) fn save(&self, groups: &[u32]) -> Vec<ArrayRef> {
+    pub(super) fn save(&self, groups: &[u32], form: Form) -> Vec<ArrayRef> {
         let at = || groups.iter().map(|&group| group as usize);
         let texts = |one: &dyn Fn(usize) -> Option<Box<[u8]>>| -> ArrayRef {
             Arc::new(BinaryArray::from_iter(at().map(one)))
@@ -103,10 +117,10 @@ impl State {
             ],
             State::FloatSum(sums) => {
                 let mut columns = vec![numbers(at().map(|g| sums.count(g)))];
-                columns.extend(exact(groups, |g| sums.save(g), i128::to_le_bytes));
+                columns.extend(exact(groups, |g| sums.save(g, form), i128::to_le_bytes));
                 columns
             }
-            State::Squares(sums) => exact(groups, |g| sums.save(g), i256::to_le_bytes),
+            State::Squares(sums) => exact(groups, |g| sums.save(g, form), i256::to_le_bytes),
             State::Extremes(cells) => {
                 vec![numbers(at().map(|g| cells.cell(g).0)), numbers(at().map(|g| cells.cell(g).1))]
             }

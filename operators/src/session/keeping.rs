@@ -18,6 +18,7 @@ use weir_engine::time::Millis;
 
 use super::SessionAggregate;
 use super::runs::{Run, Straggler};
+use crate::aggregates::Form;
 use crate::temporal::{marks_part, times_of};
 
 fn bad() -> OperatorError {
@@ -113,7 +114,8 @@ impl SessionAggregate {
             keys.map(|(at, column): (u32, _)| (format!("__key{at}"), column)).collect();
         columns.extend(own.into_iter().map(|(name, column)| (name.to_owned(), column)));
         let totals = &self.groups.totals;
-        let states = totals.state_fields("__state").into_iter().zip(totals.state(groups));
+        let states =
+            totals.state_fields("__state").into_iter().zip(totals.state(groups, Form::Equal));
         columns.extend(states.map(|(field, column)| (field.name().clone(), column)));
         let mut fields: Vec<Arc<Field>> = Vec::new();
         for (name, column) in &columns {

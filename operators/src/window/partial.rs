@@ -36,6 +36,7 @@ use weir_engine::rows::Delta;
 use weir_engine::time::{MARK_END, Millis};
 
 use super::{WindowAggregate, WindowAggregateSpec};
+use crate::aggregates::Form;
 
 /// Rows a group at the least for adding up to be worth it.
 const ROWS_A_GROUP: u64 = 8;
@@ -106,7 +107,9 @@ impl PreAggregate {
 
     /// Gives out the panes whose first end is at `end` or before, and forgets them.
     fn give(&mut self, end: Millis, out: &mut Output) -> Result<(), OperatorError> {
-        while let Some(bucket) = self.window.waiting.pop(end) {
+        while let Some(mut bucket) = self.window.waiting.pop(end) {
+            // In one order everywhere, so that groups that are merged lie side by side.
+            bucket.close(&mut self.window.keys.interner);
             let input = &self.window.spec.input;
             let count = bucket.keys.len();
             self.groups += count as u64;
@@ -125,7 +128,7 @@ impl PreAggregate {
             for (&place, column) in self.window.spec.keys.iter().zip(keys) {
                 columns[place] = column;
             }
-            columns.extend(self.window.slots.accumulators.state(&bucket.slots));
+            columns.extend(self.window.slots.accumulators.state(&bucket.slots, Form::AsKept));
             out.rows.push(Delta::fired(RecordBatch::try_new(self.schema(&columns), columns)?));
             self.window.keys.release(&bucket.keys);
             self.window.slots.release(&bucket.slots);

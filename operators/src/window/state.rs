@@ -21,6 +21,7 @@ use weir_engine::time::Millis;
 use super::WindowAggregate;
 use super::panes::Bucket;
 use super::slide::{Held, Part};
+use crate::aggregates::Form;
 
 const WATERMARK: &str = "watermark";
 const GROUPS: &str = "groups";
@@ -80,7 +81,7 @@ impl WindowAggregate {
         columns.push(Arc::new(UInt8Array::from_iter_values(held.iter().map(|h| h.part as u8))));
         columns.extend([times(|h| h.pane), times(|h| h.entry)]);
         fields.extend(self.slots.accumulators.state_fields("state"));
-        columns.extend(self.slots.accumulators.state(&slots));
+        columns.extend(self.slots.accumulators.state(&slots, Form::Equal));
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
     }
 
@@ -125,17 +126,24 @@ impl WindowAggregate {
         let codes = rest[0].as_primitive_opt::<UInt8Type>().ok_or_else(wrong)?;
         let panes = rest[1].as_primitive_opt::<TimestampMillisecondType>().ok_or_else(wrong)?;
         let entries = rest[2].as_primitive_opt::<TimestampMillisecondType>().ok_or_else(wrong)?;
-        let slots: Vec<u32> = ids.iter().map(|_| self.slots.take()).collect();
+        let mut slots: Vec<u32> = Vec::with_capacity(ids.len());
+        for (row, &key) in ids.iter().enumerate() {
+            slots.push(match Part::of(codes.value(row)) {
+                // Parts of what several workers had added up may hold one group several times.
+                Some(Part::Waiting) => {
+                    let place = self.waiting.place(panes.value(row), entries.value(row));
+                    self.waiting.at(place).slot(key, &mut self.slots, &mut self.keys)
+                }
+                _ => self.slots.take(),
+            });
+        }
         self.slots.settle();
         self.slots.accumulators.restore(&slots, &rest[3..])?;
         for (row, (&key, &slot)) in ids.iter().zip(&slots).enumerate() {
             let part = Part::of(codes.value(row)).ok_or_else(|| unreadable("an unknown part"))?;
             let (pane, entry) = (panes.value(row), entries.value(row));
             match part {
-                Part::Waiting => {
-                    let place = self.waiting.place(pane, entry);
-                    self.waiting.at(place).adopt(key, slot, &mut self.keys);
-                }
+                Part::Waiting => {}
                 Part::Inside => inside
                     .entry((pane, entry))
                     .or_insert_with(|| Bucket::new(pane, entry))

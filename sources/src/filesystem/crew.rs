@@ -5,6 +5,13 @@
 //! and only while the queue has room, so that no thread ever waits for one queue while another
 //! could be filled.
 //!
+//! # Who decodes
+//! Local files are decoded by the worker that wants their rows, whenever it finds a queue empty:
+//! what it has just decoded is in its cache, and no thread has to be woken. The crew's threads run
+//! at the lowest priority beside it, so that they take only processors that would stand idle (when
+//! splits are fewer than workers, or processors more). Remote files may keep a reader waiting, so
+//! that threads of normal priority read them, and workers never do.
+//!
 //! # Argument
 //! A lane (one split) is changed under its lock only. Whoever holds it pushes what is next in
 //! order, then takes a unit, lets go, decodes, comes back. A queue's room only grows but by pushes,
@@ -28,6 +35,8 @@ use super::Units;
 /// Units of a lane that may be taken before the oldest of them has been pushed.
 const AHEAD: u64 = 4;
 const THREADS_MAX: usize = 4;
+/// The lowest priority.
+const NICE: i32 = 19;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
@@ -60,9 +69,19 @@ struct Shared {
     news: Condvar,
 }
 
+/// Where the files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Here: reading never waits long.
+    Local,
+    /// Elsewhere.
+    Remote,
+}
+
 /// The threads of one worker.
 pub(super) struct Crew {
     shared: Arc<Shared>,
+    reach: Reach,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -79,6 +98,7 @@ impl Crew {
     pub(super) fn start(
         table: &str,
         queues: Vec<Arc<SplitQueue>>,
+        reach: Reach,
         open: Open,
     ) -> Result<Crew, ConnectorError> {
         let lane = |queue| Lane { queue, state: Mutex::default() };
@@ -89,12 +109,22 @@ impl Crew {
             idle: Mutex::new(()),
             news: Condvar::new(),
         });
-        let count = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
-        let mut crew = Crew { shared, threads: Vec::new() };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = match reach {
+            Reach::Local => (processors - 1).clamp(1, THREADS_MAX),
+            Reach::Remote => processors.min(THREADS_MAX),
+        };
+        let mut crew = Crew { shared, reach, threads: Vec::new() };
         for number in 0..count {
             let shared = crew.shared.clone();
             let thread = std::thread::Builder::new().name(format!("files-{table}-{number}"));
-            let thread = thread.spawn(move || shared.work(number)).map_err(|e| {
+            let work = move || {
+                if reach == Reach::Local {
+                    yield_to_workers();
+                }
+                shared.work(number);
+            };
+            let thread = thread.spawn(work).map_err(|e| {
                 ConnectorError::fatal(format!("cannot start a thread for table `{table}`: {e}"))
             })?;
             crew.threads.push(thread);
@@ -105,6 +135,12 @@ impl Crew {
 
 impl SourceHandle for Crew {
     fn committed(&mut self, _offsets: &[(u64, u64)]) {}
+
+    fn help(&mut self, split: u64) -> bool {
+        let lane = || self.shared.lanes.iter().find(|lane| lane.queue.split.number == split);
+        self.reach == Reach::Local
+            && lane().is_some_and(|lane| lane.step(&self.shared.open) == Found::Work)
+    }
 
     fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
@@ -119,6 +155,15 @@ impl Drop for Crew {
             // A panic has been told to the queues already.
             let _ = thread.join();
         }
+    }
+}
+
+/// Gives the calling thread the lowest priority. Only Linux has priorities of threads.
+fn yield_to_workers() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        // It is faster with it, but right without.
+        tracing::debug!("no lower priority for a thread that reads files: {error}");
     }
 }
 
