@@ -409,6 +409,25 @@ impl Accumulators {
         columns
     }
 
+    /// The state of `groups` as [`Form::AsKept`]; the groups are empty then.
+    pub fn take_out(&mut self, groups: &[u32]) -> Vec<ArrayRef> {
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        for source in &mut self.sources {
+            if let Some(values) = &mut source.distinct {
+                columns.push(values.save(groups));
+                values.clear(groups);
+            }
+            for (_, state) in &mut source.states {
+                // What was just read is still in the cache.
+                if source.distinct.is_none() {
+                    columns.extend(state.save(groups, Form::AsKept));
+                }
+                state.clear(groups);
+            }
+        }
+        columns
+    }
+
     /// Adds states written by [`Self::state`], row by row, to `groups`, which must have cells.
     pub fn restore(&mut self, groups: &[u32], columns: &[ArrayRef]) -> Result<(), OperatorError> {
         let bad = || OperatorError::State("aggregate state does not fit the calls".into());

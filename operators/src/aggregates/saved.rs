@@ -16,10 +16,11 @@
 //!
 //! # Invariant
 //! Of [`Form::Equal`], equal states give equal columns, whatever the way they came about: m is odd
-//! or 0. [`Form::AsKept`] leaves that out, and is quicker. Both are loaded alike.
+//! or 0. [`Form::AsKept`] leaves that out, and has a column of type Null for bytes that are not
+//! there; it is quicker. Both are loaded alike.
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, FixedSizeBinaryArray, Int32Array, Int64Array,
+    Array, ArrayRef, AsArray, BinaryArray, FixedSizeBinaryArray, Int32Array, Int64Array, NullArray,
 };
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Int32Type, Int64Type, i256};
@@ -75,6 +76,7 @@ fn fixed<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> ArrayRef {
 /// The three columns of exact numbers.
 fn exact<T, const N: usize>(
     groups: &[u32],
+    form: Form,
     one: impl Fn(usize) -> Exact<T>,
     bytes: impl Fn(T) -> [u8; N],
 ) -> Vec<ArrayRef> {
@@ -91,7 +93,7 @@ fn exact<T, const N: usize>(
         exponents.push(exponent);
     }
     let rests: ArrayRef = if rests.is_empty() {
-        Arc::new(BinaryArray::new_null(exponents.len()))
+        no_bytes(exponents.len(), form)
     } else {
         rests.resize(exponents.len(), None);
         Arc::new(BinaryArray::from_iter(rests))
@@ -117,10 +119,10 @@ impl State {
             ],
             State::FloatSum(sums) => {
                 let mut columns = vec![numbers(at().map(|g| sums.count(g)))];
-                columns.extend(exact(groups, |g| sums.save(g, form), i128::to_le_bytes));
+                columns.extend(exact(groups, form, |g| sums.save(g, form), i128::to_le_bytes));
                 columns
             }
-            State::Squares(sums) => exact(groups, |g| sums.save(g, form), i256::to_le_bytes),
+            State::Squares(sums) => exact(groups, form, |g| sums.save(g, form), i256::to_le_bytes),
             State::Extremes(cells) => {
                 vec![numbers(at().map(|g| cells.cell(g).0)), numbers(at().map(|g| cells.cell(g).1))]
             }
@@ -164,9 +166,9 @@ impl State {
             State::FloatSum(sums) => {
                 let (counts, mantissas) = (numbers(0)?, wide(1)?);
                 let exponents = exponents(&columns[2])?;
-                let rests = columns[3].as_binary_opt::<i32>()?;
+                let rests = Rests::of(&columns[3])?;
                 for (row, group) in at() {
-                    let rest = rests.is_valid(row).then(|| rests.value(row));
+                    let rest = rests.get(row);
                     let sum = (i128::from_le_bytes(mantissas[row]), exponents[row], rest);
                     sums.load(group, counts[row], sum)?;
                 }
@@ -174,9 +176,9 @@ impl State {
             State::Squares(sums) => {
                 let mantissas = words::<32>(&columns[0])?;
                 let exponents = exponents(&columns[1])?;
-                let rests = columns[2].as_binary_opt::<i32>()?;
+                let rests = Rests::of(&columns[2])?;
                 for (row, group) in at() {
-                    let rest = rests.is_valid(row).then(|| rests.value(row));
+                    let rest = rests.get(row);
                     sums.load(group, (i256::from_le_bytes(mantissas[row]), exponents[row], rest))?;
                 }
             }
@@ -201,6 +203,31 @@ impl State {
             }
         }
         Some(())
+    }
+}
+
+/// A column without a value.
+fn no_bytes(rows: usize, form: Form) -> ArrayRef {
+    match form {
+        Form::Equal => Arc::new(BinaryArray::new_null(rows)),
+        Form::AsKept => Arc::new(NullArray::new(rows)),
+    }
+}
+
+/// What did not fit: a column of bytes, or nothing at all.
+struct Rests<'a>(Option<&'a BinaryArray>);
+
+impl Rests<'_> {
+    fn of(column: &ArrayRef) -> Option<Rests<'_>> {
+        if column.data_type() == &DataType::Null {
+            return Some(Rests(None));
+        }
+        let bytes = column.as_binary_opt::<i32>()?;
+        Some(Rests((bytes.null_count() < bytes.len()).then_some(bytes)))
+    }
+
+    fn get(&self, row: usize) -> Option<&[u8]> {
+        self.0.filter(|bytes| bytes.is_valid(row)).map(|bytes| bytes.value(row))
     }
 }
 

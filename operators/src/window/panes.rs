@@ -10,6 +10,7 @@
 //! slot, dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed
 //! before.
 
+use arrow::array::ArrayRef;
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
 use weir_engine::time::Millis;
@@ -51,9 +52,20 @@ impl Slots {
         self.accumulators.grow(self.next as usize);
     }
 
+    /// Empties slots and gives them back; their states as columns.
+    pub(super) fn take_out(&mut self, slots: &[u32]) -> Vec<ArrayRef> {
+        let states = self.accumulators.take_out(slots);
+        self.give_back(slots);
+        states
+    }
+
     /// Empties slots and gives them back.
     pub(super) fn release(&mut self, slots: &[u32]) {
         self.accumulators.clear(slots);
+        self.give_back(slots);
+    }
+
+    fn give_back(&mut self, slots: &[u32]) {
         // Backwards, so that the next bucket takes them in the order in which they lie in memory.
         self.free.extend(slots.iter().rev());
     }

@@ -36,7 +36,6 @@ use weir_engine::rows::Delta;
 use weir_engine::time::{MARK_END, Millis};
 
 use super::{WindowAggregate, WindowAggregateSpec};
-use crate::aggregates::Form;
 
 /// Rows a group at the least for adding up to be worth it.
 const ROWS_A_GROUP: u64 = 8;
@@ -110,31 +109,38 @@ impl PreAggregate {
         while let Some(mut bucket) = self.window.waiting.pop(end) {
             // In one order everywhere, so that groups that are merged lie side by side.
             bucket.close(&mut self.window.keys.interner);
-            let input = &self.window.spec.input;
-            let count = bucket.keys.len();
-            self.groups += count as u64;
-            let mut columns: Vec<ArrayRef> = Vec::with_capacity(input.fields().len());
-            for _ in input.fields() {
-                columns.push(Arc::new(NullArray::new(count)));
-            }
-            let time = self.window.spec.time;
-            let starts = TimestampMillisecondArray::from(vec![bucket.pane; count]);
-            columns[time] = match input.field(time).data_type() {
-                DataType::Timestamp(_, zone) => Arc::new(starts.with_timezone_opt(zone.clone())),
-                _ => Arc::new(starts),
-            };
-            // Last, for the event time may be a key itself; it then lies in the same pane.
-            let keys = self.window.keys.interner.packed_columns_of_many(&bucket.keys)?;
-            for (&place, column) in self.window.spec.keys.iter().zip(keys) {
-                columns[place] = column;
-            }
-            columns.extend(self.window.slots.accumulators.state(&bucket.slots, Form::AsKept));
-            out.rows.push(Delta::fired(RecordBatch::try_new(self.schema(&columns), columns)?));
+            self.groups += bucket.keys.len() as u64;
+            out.rows.push(self.partial(bucket.pane, &bucket.keys, &bucket.slots)?);
             self.window.keys.release(&bucket.keys);
-            self.window.slots.release(&bucket.slots);
         }
         self.window.keys.collect();
         Ok(())
+    }
+
+    /// A partial chunk of these groups; their slots are free after it.
+    fn partial(
+        &mut self,
+        pane: Millis,
+        ids: &[u32],
+        slots: &[u32],
+    ) -> Result<Delta, OperatorError> {
+        let (count, spec) = (ids.len(), &self.window.spec);
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(spec.input.fields().len());
+        for _ in spec.input.fields() {
+            columns.push(Arc::new(NullArray::new(count)));
+        }
+        let starts = TimestampMillisecondArray::from(vec![pane; count]);
+        columns[spec.time] = match spec.input.field(spec.time).data_type() {
+            DataType::Timestamp(_, zone) => Arc::new(starts.with_timezone_opt(zone.clone())),
+            _ => Arc::new(starts),
+        };
+        // Last, for the event time may be a key itself; it then lies in the same pane.
+        let keys = self.window.keys.interner.packed_columns_of_many(ids)?;
+        for (&place, column) in spec.keys.iter().zip(keys) {
+            columns[place] = column;
+        }
+        columns.extend(self.window.slots.take_out(slots));
+        Ok(Delta::fired(RecordBatch::try_new(self.schema(&columns), columns)?))
     }
 
     fn schema(&self, columns: &[ArrayRef]) -> SchemaRef {

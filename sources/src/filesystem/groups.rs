@@ -39,7 +39,7 @@ use super::input::Input;
 use super::{Appetite, Files, Unit, Units, prune};
 
 /// Decoded bytes that a unit aims at.
-const UNIT_BYTES: usize = 4 << 20;
+const UNIT_BYTES: usize = 1 << 20;
 /// Rows of a chunk.
 const CHUNK_ROWS: usize = 16_384;
 const TASTE_ROWS: usize = 1_024;
