@@ -20,7 +20,7 @@ use crate::status::Status;
 
 /// Rows after which a live epoch is closed before its time.
 pub const LIVE_ROWS_MAX: usize = 65_536;
-/// Rows of the first epochs of a replay, and of those that they grow to.
+/// Rows of the first epochs of a replay.
 pub const REPLAY_ROWS_FIRST: usize = 32_768;
 /// What the epochs of a replay grow to.
 pub const REPLAY_ROWS: usize = 524_288;

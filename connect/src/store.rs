@@ -12,7 +12,7 @@
 //!
 //! # Threads
 //! All network traffic runs on one thread with a small runtime, shared by the process. Callers wait
-//! on their own threads. A local file is read by its reader's thread alone.
+//! on their own threads. A local file is read by whoever asks for it.
 //!
 //! # Limits
 //! Requests: 5 s to connect, 30 s each, three repetitions within 15 s; then the caller hears

@@ -44,6 +44,8 @@ pub struct SplitFacts {
     pub stride: Millis,
     /// Offsets that its server had forgotten before they were read: the size of all gaps so far.
     pub lost: u64,
+    /// Bytes of a row, as its first rows have them; 0 where nobody has looked.
+    pub width: u32,
 }
 
 /// One worker's part of a cut.
@@ -144,6 +146,10 @@ pub struct CutState {
 
 /// The most splits of a source that a replay reads at the same time.
 pub const OPEN_SPLITS_MAX: usize = 16;
+/// Bytes of an epoch of a replay at which its rows end to grow.
+const EPOCH_BYTES: usize = 32 << 20;
+/// Bytes of a row where nobody has looked.
+const WIDTH_UNKNOWN: usize = 512;
 
 impl CutState {
     /// Before the first cut.
@@ -196,32 +202,40 @@ impl CutState {
 
     /// What a replay reads in an epoch, from the state some epochs before: `rows` in all, from the
     /// splits that are furthest behind and from those that are within reach of them, so that state
-    /// stays small whether files follow one another or overlap.
-    pub fn decide(&self, rows: usize) -> Vec<Quota> {
+    /// stays small whether files follow one another or overlap. Beyond `sure` rows in all, what is
+    /// read of a split is also bounded in bytes, by its width.
+    pub fn decide(&self, rows: usize, sure: usize) -> Vec<Quota> {
         let loading = !self.tables_loaded();
         let sources = self.sources.iter().filter(|s| s.plan.table_first == loading);
-        let open: Vec<(Millis, Millis, SplitId)> = sources.flat_map(|s| s.candidates()).collect();
+        let open: Vec<(Millis, Millis, SplitId, usize)> =
+            sources.flat_map(|s| s.candidates()).collect();
         let Some(least) = open.iter().map(|c| c.0).min() else { return Vec::new() };
         let reach = open.iter().filter(|c| c.0 == least).map(|c| c.1).max().unwrap_or(0);
         let limit = least.saturating_add(reach);
         let mut chosen: Vec<_> = open.into_iter().filter(|c| c.0 <= limit).collect();
         chosen.sort_by_key(|c| (c.0, c.2));
         chosen.truncate(OPEN_SPLITS_MAX);
-        let share = rows.div_ceil(chosen.len().max(1)).max(1);
-        chosen.into_iter().map(|(_, _, split)| Quota { split, rows: share }).collect()
+        let count = chosen.len().max(1);
+        let (share, sure) = (rows.div_ceil(count).max(1), sure.div_ceil(count).max(1));
+        let quota = |(_, _, split, width): (_, _, SplitId, usize)| {
+            let rows = share.min((EPOCH_BYTES / count / width).max(sure));
+            Quota { split, rows }
+        };
+        chosen.into_iter().map(quota).collect()
     }
 }
 
 impl SourceCut {
-    /// Unfinished queues with their mark and how far others may run ahead of it.
-    fn candidates(&self) -> Vec<(Millis, Millis, SplitId)> {
+    /// Unfinished queues with their mark, how far others may run ahead of it, and their width.
+    fn candidates(&self) -> Vec<(Millis, Millis, SplitId, usize)> {
         let queues = self.plan.queues.iter();
         let facts = queues.filter_map(|split| Some((split, self.facts.get(split)?)));
         let unfinished = facts.filter(|(_, f)| f.state != SplitState::Finished);
         unfinished
             .map(|(split, f)| {
                 let reach = self.plan.delay.max(f.stride).saturating_add(1);
-                (f.mark, reach, *split)
+                let width = if f.width == 0 { WIDTH_UNKNOWN } else { f.width as usize };
+                (f.mark, reach, *split, width)
             })
             .collect()
     }
@@ -236,7 +250,7 @@ mod tests {
     }
 
     fn facts(number: u64, mark: Millis, state: SplitState) -> SplitFacts {
-        SplitFacts { split: split(number), offset: 0, mark, state, stride: 0, lost: 0 }
+        SplitFacts { split: split(number), offset: 0, mark, state, stride: 0, lost: 0, width: 0 }
     }
 
     fn two() -> CutState {
@@ -295,10 +309,24 @@ mod tests {
             vec![facts(0, 100, SplitState::Waiting), facts(1, 104, SplitState::Waiting)],
         );
         let both = [Quota { split: split(0), rows: 5 }, Quota { split: split(1), rows: 5 }];
-        assert_eq!(state.decide(10), both);
+        assert_eq!(state.decide(10, 10), both);
         close(&mut state, vec![facts(1, 107, SplitState::Reading)]);
-        assert_eq!(state.decide(10), [Quota { split: split(0), rows: 10 }]);
+        assert_eq!(state.decide(10, 10), [Quota { split: split(0), rows: 10 }]);
         close(&mut state, vec![facts(0, 100, SplitState::Finished)]);
-        assert_eq!(state.decide(10), [Quota { split: split(1), rows: 10 }]);
+        assert_eq!(state.decide(10, 10), [Quota { split: split(1), rows: 10 }]);
+    }
+
+    #[test]
+    fn wide_rows_make_small_epochs() {
+        let mut state = two();
+        let wide = |width| SplitFacts { width, ..facts(0, 100, SplitState::Reading) };
+        let mut rows = |width, sure| {
+            close(&mut state, vec![wide(width), facts(1, 0, SplitState::Finished)]);
+            state.decide(1 << 20, sure)[0].rows
+        };
+        assert_eq!([rows(16, 10), rows(64, 10), rows(1 << 20, 10)], [1 << 20, 1 << 19, 32]);
+        assert_eq!(rows(1 << 26, 10), 10, "some are sure");
+        assert_eq!(rows(0, 10), 1 << 16, "nobody has looked");
+        assert_eq!(rows(1 << 20, 1 << 20), 1 << 20, "as many as were asked for");
     }
 }

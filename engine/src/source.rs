@@ -71,8 +71,9 @@ pub trait SourceHandle: Send {
     /// source may tell its broker. Called now and then, never in a row's path.
     fn committed(&mut self, offsets: &[(u64, u64)]);
 
-    /// The queue of this split is empty and its worker would wait: the calling thread may do a part
-    /// of the reading itself, for some milliseconds. Whether it did.
+    /// The queue of this split is empty and its worker, who calls, would wait: it may do a part of
+    /// the reading itself, for some milliseconds. Never waits, for a full queue least of all.
+    /// Whether it did something.
     fn help(&mut self, _split: u64) -> bool {
         false
     }

@@ -103,7 +103,8 @@ weir_connect::options! {
         pub create: bool = "table.create", default "true";
         /// What becomes of a row whose text holds a NUL character, which PostgreSQL cannot store:
         /// it is left out and counted (`refuse`), or U+FFFD takes the place of the NUL
-        /// (`replace`; not in ARRAY, ROW and MAP).
+        /// (`replace`; not in ARRAY, ROW and MAP, and not in the primary key, where it could make
+        /// two keys one).
         pub on_nul: OnNul = "text.nul-character", default "refuse";
         /// Time column of the hypertable. Without it: the event-time column, else the only
         /// TIMESTAMP column of the primary key.

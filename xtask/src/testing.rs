@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -13,6 +14,8 @@ use crate::{places, process, throttled, truth};
 
 /// Half of what the issue asks for: memory that stands still for 30 s more stands still.
 const THROTTLED_SECONDS: u64 = 60;
+/// The workspace's tests with their build, cold, take half of this: beyond it one of them hangs.
+const LIMIT: Duration = Duration::from_mins(45);
 
 /// `cargo xtask test [--quick]`
 pub(crate) fn command(mut args: Args) -> Result<()> {
@@ -67,7 +70,8 @@ fn workspace(services: &Services) -> Result<Tally> {
         }
         tally
     });
-    let status = process::wait(&mut child, None)?;
+    let status = process::wait(&mut child, Some(LIMIT))
+        .context("cargo test: a test that began above has not ended")?;
     let mut tally = lines.join().unwrap_or_default();
     if !status.success() && tally.failures.is_empty() {
         tally.fail(format!("cargo test ended with {}", process::ended(status)));

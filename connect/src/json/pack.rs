@@ -12,8 +12,10 @@
 //! come.
 //!
 //! # Limits
-//! A column with more than `VALUES_MAX` values, or `BYTES_MAX` bytes of them, is plain from then
-//! on.
+//! A column with more than `VALUES_MAX` values, or `BYTES_MAX` bytes of them, is plain for the next
+//! `PLAIN_MIN` rows; then it starts anew. Each time that is in vain it is plain for twice as long,
+//! so that a column of ever new values costs next to nothing, and one whose values change with the
+//! day is packed again.
 
 use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, StringArray};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
@@ -23,6 +25,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const VALUES_MAX: usize = 1 << 15;
 const BYTES_MAX: usize = 1 << 20;
+const PLAIN_MIN: usize = 1 << 20;
+const PLAIN_MAX: usize = 1 << 30;
 
 /// Packs one column.
 #[derive(Debug)]
@@ -33,7 +37,9 @@ pub(super) struct Packer {
     given: ArrayRef,
     /// Rows since it was made.
     rows: usize,
-    is_off: bool,
+    /// Rows that stay plain, and how many will when there are too many values again.
+    plain: usize,
+    plain_next: usize,
 }
 
 /// Texts, end to end.
@@ -71,13 +77,15 @@ impl Packer {
             values: Values::default(),
             given: Arc::new(StringArray::new_null(0)),
             rows: 0,
-            is_off: false,
+            plain: 0,
+            plain_next: PLAIN_MIN,
         }
     }
 
     /// The column as a dictionary; `None` if it stays as it is.
     pub(super) fn pack(&mut self, column: &StringArray) -> Option<ArrayRef> {
-        if self.is_off {
+        if self.plain > 0 {
+            self.plain = self.plain.saturating_sub(column.len());
             return None;
         }
         let mut keys = Vec::with_capacity(column.len());
@@ -88,7 +96,8 @@ impl Packer {
         let count = self.values.ends.len();
         if count > VALUES_MAX || self.values.bytes.len() > BYTES_MAX {
             // Nothing of it is needed any more, not even the memory.
-            *self = Packer { is_off: true, ..Packer::new() };
+            let plain_next = (self.plain_next * 2).min(PLAIN_MAX);
+            *self = Packer { plain: self.plain_next, plain_next, ..Packer::new() };
             return None;
         }
         let given = self.given.len();
@@ -163,13 +172,24 @@ mod tests {
     }
 
     #[test]
-    fn a_column_of_ever_new_values_is_plain_in_the_end() {
+    fn a_column_of_ever_new_values_is_plain_for_ever_longer() {
         let mut packer = Packer::new();
-        for n in 0..70 {
-            let texts = (0..1000).map(|i| Some(format!("{n}-{i}"))).collect::<StringArray>();
-            packer.pack(&texts);
+        let mut fresh = 0;
+        let mut overflow = |packer: &mut Packer| {
+            while packer.plain == 0 {
+                let texts = (fresh..fresh + 1000).map(|n| Some(n.to_string()));
+                packer.pack(&texts.collect::<StringArray>());
+                fresh += 1000;
+            }
+            assert!(packer.table.is_empty() && packer.given.is_empty());
+            packer.plain
+        };
+        assert_eq!(overflow(&mut packer), PLAIN_MIN);
+        let same = StringArray::from(vec!["a"; 1 << 16]);
+        for _ in 0..PLAIN_MIN >> 16 {
+            assert!(packer.pack(&same).is_none());
         }
-        assert!(packer.is_off && packer.table.is_empty() && packer.given.is_empty());
-        assert!(packer.pack(&StringArray::from(vec!["a"])).is_none());
+        assert!(packer.pack(&same).is_some(), "its values have become few");
+        assert_eq!(overflow(&mut packer), 2 * PLAIN_MIN);
     }
 }

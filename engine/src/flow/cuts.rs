@@ -13,7 +13,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::scheduling::Activator;
 
 use super::adapter::least;
-use super::driver::{Known, LEAD};
+use super::driver::{EpochPolicy, Known, LEAD};
 use super::lifted::FactsStream;
 use crate::cut::{CutPart, EpochFacts};
 use crate::job::{JobControl, SplitView};
@@ -105,8 +105,9 @@ impl Known {
         // The first cut decides for all epochs that have no cut of their own to go by.
         let from = if epoch == 0 { 1 } else { epoch + LEAD };
         for later in from..=epoch + LEAD {
-            let Some(rows) = self.policy.replay_rows(later) else { break };
-            self.decisions.push_back((later, self.state.decide(rows)));
+            let EpochPolicy::Replay { first, .. } = self.policy else { break };
+            let rows = self.policy.replay_rows(later);
+            self.decisions.push_back((later, self.state.decide(rows, first)));
         }
         facts
     }

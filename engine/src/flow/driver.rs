@@ -10,7 +10,9 @@
 //! # Replay
 //! Epochs count from 1. What is read in epoch e was decided by every worker alike from the cut of
 //! epoch e − LEAD, so it depends on files and options alone. A worker reads its own splits' share
-//! of the decision and closes the epoch when it has all of it, however long that takes.
+//! of the decision and closes the epoch when it has all of it, however long that takes. An epoch's
+//! bytes are bounded by what the first rows of its splits weigh; rows of one split that grow a
+//! hundredfold make epochs that grow with them.
 //!
 //! # Back-pressure
 //! A worker is at most `AHEAD_EPOCHS_MAX` epochs and `AHEAD_BYTES_MAX` ahead of what all sinks have
@@ -45,7 +47,8 @@ pub enum EpochPolicy {
     /// By rows: this many in all an epoch. Only for inputs that end.
     Replay {
         /// Rows of the first 32 epochs. Those that follow grow by half each until they have
-        /// `rows`: first results come soon, and what follows costs little an epoch.
+        /// `rows`, or as many as make 32 MiB: first results come soon, and what follows costs
+        /// little an epoch.
         first: usize,
         /// Rows at the most.
         rows: usize,
@@ -59,8 +62,8 @@ impl EpochPolicy {
     }
 
     /// Rows of a replay's epoch.
-    pub(crate) fn replay_rows(self, epoch: Epoch) -> Option<usize> {
-        let EpochPolicy::Replay { first, rows } = self else { return None };
+    pub(crate) fn replay_rows(self, epoch: Epoch) -> usize {
+        let EpochPolicy::Replay { first, rows } = self else { return 0 };
         let mut size = first.max(1);
         for _ in FIRST_EPOCHS..epoch {
             if size >= rows {
@@ -68,7 +71,7 @@ impl EpochPolicy {
             }
             size += size / 2 + 1;
         }
-        Some(size.min(rows.max(1)))
+        size.min(rows.max(1))
     }
 }
 
@@ -78,6 +81,8 @@ const AHEAD_EPOCHS_MAX: usize = 8;
 const AHEAD_BYTES_MAX: usize = 64 << 20;
 /// Epochs of a replay before they grow.
 const FIRST_EPOCHS: Epoch = 32;
+/// What a replay reads before operators have their turn.
+const STEP_BYTES: usize = 4 << 20;
 const CHUNK_ROWS_MAX: usize = 16_384;
 const HEARTBEAT: Millis = 1_000;
 /// Over this time it is counted what the sinks accept.
@@ -417,7 +422,16 @@ impl Driver {
             }
         }
         self.turn = self.turn.wrapping_add(1);
-        more
+        if more || self.rows_here >= rows_max {
+            return more;
+        }
+        // Nothing waits anywhere: one split at the most is helped, so that no other waits long.
+        let is_open = |this: &Driver, place: &(usize, usize)| {
+            this.sources[place.0].node.table_first != loaded && !this.is_drifting(*place)
+        };
+        let turn = self.turn;
+        let places = (0..places.len()).map(|n| places[(turn + n) % places.len()]);
+        places.into_iter().any(|place| is_open(self, &place) && self.help(place))
     }
 
     fn take_one(
@@ -448,7 +462,7 @@ impl Driver {
             reading.state = SplitState::Reading;
             reading.changed = true;
         }
-        self.help(place)
+        false
     }
 
     /// Whether a split is too far ahead of its source's slowest one.
@@ -496,22 +510,30 @@ impl Driver {
             let decided = known.decisions.pop_front().map(|d| d.1).unwrap_or_default();
             self.quotas = Some(decided.into_iter().filter(mine).collect());
         }
-        if self.is_ahead() {
+        // An epoch that was begun alone is never too far ahead: nothing else would end it.
+        if !self.issued.is_empty() && self.is_ahead() {
             return Next::Wait(Duration::from_micros(300));
         }
         let now = self.opened;
+        let pause = self.bytes_here + STEP_BYTES;
         let mut quotas = self.quotas.take().unwrap_or_default();
         for quota in &mut quotas {
             let Some(&place) = self.places.get(&quota.split) else { continue };
-            while quota.rows > 0 && (self.take_quota(place, quota, now, out) || self.help(place)) {}
+            while quota.rows > 0 && (self.take_quota(place, quota, now, out) || self.help(place)) {
+                if self.bytes_here >= pause {
+                    // The operators' turn.
+                    self.quotas = Some(quotas);
+                    return Next::Wait(Duration::ZERO);
+                }
+            }
         }
         quotas.retain(|q| q.rows > 0);
         if quotas.is_empty() {
             return self.close(out, true);
         }
         self.quotas = Some(quotas);
-        // A queue that gets its first chunk wakes the worker; this is for safety only.
-        Next::Wait(Duration::from_millis(50))
+        // A queue that gets its first chunk wakes the worker; help may be possible before.
+        Next::Wait(Duration::from_millis(2))
     }
 
     /// Reads for a split whose queue is empty, if that can be done here; whether it was.
@@ -519,7 +541,8 @@ impl Driver {
         let source = &mut self.sources[place.0];
         let reading = &source.readings[place.1];
         let wants = reading.state != SplitState::Finished && !reading.queue.has_chunk();
-        wants && source.handle.as_mut().is_some_and(|handle| handle.help(reading.id.number()))
+        let split = reading.queue.split.number;
+        wants && source.handle.as_mut().is_some_and(|handle| handle.help(split))
     }
 
     /// Takes a chunk against a quota. False: none is there yet, or the split has ended.

@@ -12,7 +12,7 @@ use crate::expression::ExpressionRef;
 use crate::graph::{SourceNode, dead_letter_schema};
 use crate::job::SourceCounters;
 use crate::marks::SplitMark;
-use crate::rows::{Delta, Origin, Provenance, SplitId, batch_of};
+use crate::rows::{Delta, Origin, Provenance, SplitId, batch_of, sliced_bytes, unpack};
 use crate::source::{BadRow, Chunk, Offsets, SplitQueue};
 use crate::time::{MARK_END, MARK_NONE, Millis};
 
@@ -39,6 +39,7 @@ pub(crate) struct Reading {
     hold: Millis,
     stride: Millis,
     lost: u64,
+    width: u32,
     pub(crate) quiet_since: Option<Millis>,
 }
 
@@ -63,13 +64,20 @@ impl Reading {
             hold: MARK_NONE,
             stride: 0,
             lost: 0,
+            width: 0,
             quiet_since: None,
         }
     }
 
-    /// Learns from the first rows of a lazy split where it holds the watermark until it is read.
+    /// Learns from the first rows of a lazy split how wide they are, and where it holds the
+    /// watermark until it is read.
     pub(crate) fn hold_at(&mut self, first: Option<Chunk>, now: Millis) {
-        let Some(time) = self.node.time.clone() else { return };
+        if let Some(first) = first.as_ref().filter(|first| !first.is_empty()) {
+            // Spelled out, so that it does not depend on who has read what before.
+            let bytes = sliced_bytes(&unpack(&first.rows)).div_ceil(first.len());
+            self.width = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
+        }
+        let Some(time) = self.node.time.clone().filter(|_| !self.node.table_first) else { return };
         let Some(first) = first else {
             // Without a row it holds nothing back, and is opened last.
             self.hold = MARK_END - 1;
@@ -94,15 +102,17 @@ impl Reading {
     /// What the cut says of it; the stride starts again.
     pub(crate) fn facts(&mut self, out: &mut Vec<SplitFacts>) {
         let stride = std::mem::take(&mut self.stride);
-        let (state, hold, lost) = (self.state, self.hold, self.lost);
+        let (state, hold, lost, width) = (self.state, self.hold, self.lost, self.width);
         let waiting = state == SplitState::Waiting;
         for (split, (mark, offset)) in &self.marks {
             let mark = if waiting { hold } else { mark.mark().max(hold) };
-            out.push(SplitFacts { split: *split, offset: *offset, mark, state, stride, lost });
+            let offset = *offset;
+            out.push(SplitFacts { split: *split, offset, mark, state, stride, lost, width });
         }
         if !self.marks.contains_key(&self.id) {
             let mark = self.mark();
-            out.push(SplitFacts { split: self.id, offset: 0, mark, state, stride, lost });
+            let (split, offset) = (self.id, 0);
+            out.push(SplitFacts { split, offset, mark, state, stride, lost, width });
         }
         self.changed = false;
     }

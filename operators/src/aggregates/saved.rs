@@ -8,7 +8,7 @@
 //! | sum of decimals | Int64 count, 32 bytes sum |
 //! | sum of doubles | Int64 count, 16 bytes m, Int32 e, Binary rest: the sum is m · 2^e |
 //! | sum of squares | 32 bytes m, Int32 e, Binary rest |
-//! | least and greatest | Int64 each in their order; 16 bytes of a decimal; Binary, or NULL, of text |
+//! | least and greatest | Int64 each in their order; 16 bytes of a decimal; Binary of text |
 //!
 //! `rest` is there where the sum has more bits than m can hold (m is 0 then), or
 //! where infinities or NaN are in it. Numbers in bytes are little-endian. Groups without values

@@ -246,6 +246,30 @@ fn mixed(rows: &RecordBatch, extremes: bool) -> Vec<AggregateCall> {
     calls
 }
 
+/// Two parts, each added up alone, put together through columns of either form.
+fn merged_as_columns(
+    fresh: &dyn Fn() -> Accumulators,
+    one: (&[u32], &Arguments),
+    other: (&[u32], &Arguments),
+) -> Accumulators {
+    let [mut left, mut right, mut merged] = [fresh(), fresh(), fresh()];
+    left.update(one.0, one.1, None).unwrap();
+    right.update(other.0, other.1, None).unwrap();
+    merged.restore(&[2, 1, 0], &left.take_out(&[2, 1, 0])).unwrap();
+    merged.restore(&[0, 1, 2], &right.state(&[0, 1, 2], Form::Equal)).unwrap();
+    assert_eq!(show(&left, &[0, 1, 2]), show(&fresh(), &[0, 1, 2]), "they are empty then");
+    merged
+}
+
+/// What a snapshot of three groups brings back.
+fn restarted(mut fresh: Accumulators, before: &Accumulators) -> Accumulators {
+    let saved = before.state(&[2, 1, 0], Form::Equal);
+    let fields = before.state_fields("s");
+    assert!(saved.iter().zip(&fields).all(|(c, f)| c.data_type() == f.data_type()));
+    fresh.restore(&[2, 1, 0], &saved).unwrap();
+    fresh
+}
+
 proptest! {
     #[test]
     fn order_merges_evictions_and_restarts_cannot_be_seen(
@@ -306,14 +330,15 @@ proptest! {
         }
         prop_assert_eq!(show(&left, &[0, 1, 2, 3]), show(&plain, &[0, 1, 2, 3]));
 
+        // Merged through columns.
+        let mut whole = fresh();
+        whole.update(&groups, &arguments, None).unwrap();
+        let merged = merged_as_columns(&fresh, (&front, &of_front), (&back, &of_back));
+        prop_assert_eq!(show(&merged, &[0, 1, 2]), show(&whole, &[0, 1, 2]));
+
         // Through its columns.
-        let saved = left.state(&[2, 1, 0], Form::Equal);
-        prop_assert_eq!(&saved, &plain.state(&[2, 1, 0], Form::Equal));
-        let types: Vec<DataType> =
-            left.state_fields("s").iter().map(|field| field.data_type().clone()).collect();
-        prop_assert!(saved.iter().zip(&types).all(|(c, t)| c.data_type() == t));
-        let mut restored = fresh();
-        restored.restore(&[2, 1, 0], &saved).unwrap();
+        prop_assert_eq!(&left.state(&[2, 1, 0], Form::Equal), &plain.state(&[2, 1, 0], Form::Equal));
+        let restored = restarted(fresh(), &left);
         prop_assert_eq!(show(&restored, &[0, 1, 2, 3]), show(&plain, &[0, 1, 2, 3]));
     }
 

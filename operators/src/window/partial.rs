@@ -1,8 +1,8 @@
 //! Pre-aggregation: rows of one worker added up before they travel, where that makes them few.
 //!
 //! # Invariant
-//! What [`PreAggregate`] gives instead of rows adds up to them: the window behind it ends an epoch
-//! in the same state as if the rows themselves had come.
+//! What [`PreAggregate`] gives instead of rows adds up to them: whenever a pane fires, the window
+//! behind it is in the same state as if the rows themselves had come.
 //!
 //! # Argument
 //! Aggregates are exact and mergeable, so a group may be added as a whole. Only rows of one pane
@@ -52,6 +52,10 @@ pub struct PreAggregate {
     /// Rows added up and groups given out since it was last judged.
     rows: u64,
     groups: u64,
+    /// Groups that were open then.
+    open: u64,
+    /// Rows a group at the least: [`ROWS_A_GROUP`].
+    pub(super) rows_a_group: u64,
     /// Rows that still pass as they are.
     passing: u64,
     /// Multiple of the rows that pass after the next vain attempt.
@@ -62,7 +66,15 @@ impl PreAggregate {
     /// An operator without state. An error where [`WindowAggregate::new`] gives one.
     pub fn new(spec: WindowAggregateSpec) -> Result<PreAggregate, OperatorError> {
         let window = WindowAggregate::new(spec)?;
-        Ok(PreAggregate { window, rows: 0, groups: 0, passing: 0, patience: PASS_MIN })
+        Ok(PreAggregate {
+            window,
+            rows: 0,
+            groups: 0,
+            open: 0,
+            rows_a_group: ROWS_A_GROUP,
+            passing: 0,
+            patience: PASS_MIN,
+        })
     }
 
     /// Whether it can do anything for these calls: DISTINCT would carry all values along.
@@ -89,14 +101,18 @@ impl PreAggregate {
         Ok(None)
     }
 
-    /// Decides whether the next rows pass; then nothing stays here. Open groups count as if their
-    /// rows were complete.
+    /// Decides whether the next rows pass; then nothing stays here. A group counts when it opens,
+    /// as if its rows were complete.
     fn judge(&mut self, out: &mut Output) -> Result<(), OperatorError> {
-        let groups = self.groups + self.window.slots.used() as u64;
-        if self.rows < groups * ROWS_A_GROUP {
+        let open = self.window.slots.used() as u64;
+        // Those that were open the last time were counted then.
+        let groups = (self.groups + open).saturating_sub(self.open);
+        self.open = open;
+        if self.rows < groups * self.rows_a_group {
             self.passing = self.rows * self.patience;
             self.patience = (self.patience * 2).min(PASS_MAX);
             self.give(MARK_END, out)?;
+            self.open = 0;
         } else {
             self.patience = PASS_MIN;
         }

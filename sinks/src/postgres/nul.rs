@@ -19,8 +19,13 @@ use super::OnNul;
 /// Rows with what belongs to them.
 pub(crate) type Rows = (RecordBatch, Option<ScalarBuffer<i64>>);
 
-/// The rows as PostgreSQL can take them, and the places of those that it cannot.
-pub(crate) fn fit(rows: Rows, on_nul: OnNul) -> Result<(Rows, Vec<usize>), ArrowError> {
+/// The rows as PostgreSQL can take them, and the places of those that it cannot. In the columns
+/// `key` nothing is replaced: that could make two keys one.
+pub(crate) fn fit(
+    rows: Rows,
+    on_nul: OnNul,
+    key: &[usize],
+) -> Result<(Rows, Vec<usize>), ArrowError> {
     if !rows.0.columns().iter().any(may_hold_nul) {
         return Ok((rows, Vec::new()));
     }
@@ -28,11 +33,15 @@ pub(crate) fn fit(rows: Rows, on_nul: OnNul) -> Result<(Rows, Vec<usize>), Arrow
     let batch = match on_nul {
         OnNul::Refuse => batch,
         OnNul::Replace => {
-            let columns = batch.columns().iter().map(replaced).collect();
+            let fitted = |(place, column): (usize, &ArrayRef)| match key.contains(&place) {
+                true => column.clone(),
+                false => replaced(column),
+            };
+            let columns = batch.columns().iter().enumerate().map(fitted).collect();
             RecordBatch::try_new(batch.schema(), columns)?
         }
     };
-    // In nested values nothing is replaced, so a row may still not fit.
+    // In nested values and keys nothing is replaced, so a row may still not fit.
     let columns: Vec<&ArrayRef> = batch.columns().iter().filter(|c| may_hold_nul(c)).collect();
     let unfit = |row: &usize| columns.iter().any(|column| holds_nul(column, *row));
     let refused: Vec<usize> = (0..batch.num_rows()).filter(unfit).collect();
@@ -117,23 +126,29 @@ mod tests {
 
     #[test]
     fn rows_with_a_nul_are_left_out_with_their_diffs() {
-        let (kept, refused) = fit(rows(), OnNul::Refuse).unwrap();
+        let (kept, refused) = fit(rows(), OnNul::Refuse, &[]).unwrap();
         assert_eq!((numbers(&kept), refused), (vec![1, 3], vec![1, 3]));
         assert_eq!(kept.1.unwrap().to_vec(), [1, -1]);
     }
 
     #[test]
     fn in_text_it_can_be_replaced_and_in_nested_values_not() {
-        let (kept, refused) = fit(rows(), OnNul::Replace).unwrap();
+        let (kept, refused) = fit(rows(), OnNul::Replace, &[0]).unwrap();
         assert_eq!((numbers(&kept), refused), (vec![1, 2, 3], vec![3]));
         assert_eq!(kept.0.column(1).as_string::<i32>().value(1), "\u{fffd}y");
+    }
+
+    #[test]
+    fn in_keys_it_is_not_replaced() {
+        let (kept, refused) = fit(rows(), OnNul::Replace, &[1]).unwrap();
+        assert_eq!((numbers(&kept), refused), (vec![1, 3], vec![1, 3]));
     }
 
     #[test]
     fn other_rows_are_not_touched() {
         let (batch, diffs) = rows();
         // The NULs are before and behind the slice.
-        let (kept, refused) = fit((batch.slice(2, 1), diffs), OnNul::Refuse).unwrap();
+        let (kept, refused) = fit((batch.slice(2, 1), diffs), OnNul::Refuse, &[]).unwrap();
         assert_eq!((numbers(&kept), refused.len()), (vec![3], 0));
     }
 }

@@ -132,7 +132,8 @@ impl SinkWriter for Writer {
             return Err(self.plan.blamed(ConnectorError::fatal(message)));
         }
         let on_nul = self.plan.options.on_nul;
-        let ((rows, diffs), refused) = nul::fit((rows, diffs), on_nul)
+        let key = self.plan.target.key();
+        let ((rows, diffs), refused) = nul::fit((rows, diffs), on_nul, key)
             .map_err(|e| ConnectorError::fatal(format!("rows for PostgreSQL: {e}")))?;
         if !refused.is_empty() {
             self.refuse(epoch, refused.len());

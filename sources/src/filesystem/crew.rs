@@ -1,4 +1,4 @@
-//! The threads that decode files, and put what they decoded into the queues in order.
+//! Who decodes files, and puts what was decoded into the queues in order.
 //!
 //! # Invariant
 //! Units of a split are numbered in its order; chunks enter its queue in the order of unit numbers,
@@ -8,8 +8,9 @@
 //! # Who decodes
 //! Local files are decoded by the worker that wants their rows, whenever it finds a queue empty:
 //! what it has just decoded is in its cache, and no thread has to be woken. The crew's threads run
-//! at the lowest priority beside it, so that they take only processors that would stand idle (when
-//! splits are fewer than workers, or processors more). Remote files may keep a reader waiting, so
+//! at a low priority beside it, so that they mostly take processors that would stand idle (when
+//! splits are fewer than workers, or processors more); not at the lowest, for what one of them has
+//! begun the worker may have to wait for. Remote files may keep a reader waiting, so
 //! that threads of normal priority read them, and workers never do.
 //!
 //! # Argument
@@ -35,8 +36,6 @@ use super::Units;
 /// Units of a lane that may be taken before the oldest of them has been pushed.
 const AHEAD: u64 = 4;
 const THREADS_MAX: usize = 4;
-/// The lowest priority.
-const NICE: i32 = 19;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
@@ -158,10 +157,10 @@ impl Drop for Crew {
     }
 }
 
-/// Gives the calling thread the lowest priority. Only Linux has priorities of threads.
+/// Gives the calling thread a tenth of a worker's weight. Only Linux has priorities of threads.
 fn yield_to_workers() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    if let Err(error) = rustix::process::setpriority_process(None, 10) {
         // It is faster with it, but right without.
         tracing::debug!("no lower priority for a thread that reads files: {error}");
     }

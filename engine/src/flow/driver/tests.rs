@@ -59,7 +59,31 @@ impl Outlets for Sent<'_> {
 const NOTHING_ACCEPTED: Accepted = Accepted { below: Some(0), committed_below: Some(0) };
 const ALL_ACCEPTED: Accepted = Accepted { below: None, committed_below: None };
 
+/// Fills the queue with one row a call, as a source that reads on its worker's thread.
+struct Helper(Arc<SplitQueue>, i64);
+
+impl SourceHandle for Helper {
+    fn committed(&mut self, _: &[(u64, u64)]) {}
+    fn help(&mut self, split: u64) -> bool {
+        assert_eq!(split, self.0.split.number);
+        self.1 += 1;
+        let mut chunk = Chunk::plain(rows(&[self.1]), self.1 as u64);
+        chunk.split_column = Some(vec![3].into());
+        self.0.push(chunk)
+    }
+    fn stop(&mut self) {}
+}
+
 impl Rig {
+    /// A replay whose first epoch has this many rows.
+    fn replay(rows: usize) -> Rig {
+        let mut rig = Rig::live(&[false]);
+        rig.driver.policy = EpochPolicy::rows(rows);
+        let quota = Quota { split: SplitId::of(0, 0), rows };
+        rig.known.borrow_mut().decisions.push_back((1, vec![quota]));
+        rig
+    }
+
     fn live(tables_first: &[bool]) -> Rig {
         let clock = Arc::new(ManualClock::at(1_000));
         let control = JobControl::new(clock.clone(), false);
@@ -143,6 +167,7 @@ impl Rig {
     }
 
     fn push(&self, source: usize, from: u64, times: &[Millis]) {
+        assert!(self.queues[source].has_room(), "nobody takes from the queue");
         assert!(self.queues[source].push(Chunk::plain(rows(times), from)));
     }
 }
@@ -163,6 +188,64 @@ fn an_idle_split_lets_go_of_the_watermark_but_a_disconnected_one_does_not() {
     rig.pass(50, ALL_ACCEPTED);
     assert_eq!(rig.watermark(0), 96);
     assert_eq!(rig.known.borrow().state.splits().next().unwrap().2.state, SplitState::Reading);
+}
+
+#[test]
+fn an_epoch_of_a_replay_ends_however_many_bytes_it_has() {
+    const ROWS: usize = 1 << 16;
+    let mut rig = Rig::replay(200 * ROWS);
+    assert_eq!(rig.step(NOTHING_ACCEPTED), Next::Epoch(1));
+    for n in 0..200 {
+        rig.push(0, (n * ROWS) as u64, &vec![n as i64; ROWS]);
+        let next = rig.step(NOTHING_ACCEPTED);
+        assert!(rig.driver.bytes_here == 0 || rig.driver.bytes_here == (n + 1) * 8 * ROWS);
+        assert_eq!(matches!(next, Next::Epoch(2)), n == 199);
+    }
+    const { assert!(200 * 8 * ROWS > AHEAD_BYTES_MAX) };
+    assert_eq!(rig.rows, 200 * ROWS);
+}
+
+#[test]
+fn operators_have_their_turn_within_an_epoch() {
+    let mut rig = Rig::replay(2 << 20);
+    assert_eq!(rig.step(ALL_ACCEPTED), Next::Epoch(1));
+    let room = SplitQueue::bounded(rig.queues[0].split.clone(), usize::MAX);
+    let counters = rig.driver.control.source(0, "t0");
+    let node = rig.driver.sources[0].node.clone();
+    rig.driver.sources[0].readings = vec![Reading::open(node, room.clone(), counters)];
+    for n in 0..32 {
+        assert!(room.push(Chunk::plain(rows(&vec![1; 1 << 16]), n << 16)));
+    }
+    for turn in 1..4 {
+        assert_eq!(rig.step(ALL_ACCEPTED), Next::Wait(Duration::ZERO));
+        assert_eq!(rig.rows * 8, turn * STEP_BYTES);
+    }
+}
+
+#[test]
+fn a_worker_reads_for_an_archive_that_it_waits_for() {
+    let mut rig = Rig::replay(5);
+    let mut split = rig.queues[0].split.clone();
+    split.carries = vec![3];
+    let queue = SplitQueue::bounded(split, 1 << 20);
+    let counters = rig.driver.control.source(0, "t0");
+    let source = &mut rig.driver.sources[0];
+    source.readings = vec![Reading::open(source.node.clone(), queue.clone(), counters)];
+    source.handle = Some(Box::new(Helper(queue, 0)));
+    let id = source.readings[0].id;
+    rig.driver.places = BTreeMap::from([(id, (0, 0))]);
+    rig.known.borrow_mut().decisions = VecDeque::from([(1, vec![Quota { split: id, rows: 5 }])]);
+    assert_eq!(rig.step(ALL_ACCEPTED), Next::Epoch(1));
+    assert_eq!(rig.step(ALL_ACCEPTED), Next::Epoch(2));
+    assert_eq!(rig.rows, 5);
+}
+
+#[test]
+fn the_epochs_of_a_replay_grow() {
+    let policy = EpochPolicy::Replay { first: 1_000, rows: 8_000 };
+    let sizes = [1, 32, 33, 34, 40].map(|epoch| policy.replay_rows(epoch));
+    assert_eq!(sizes, [1_000, 1_000, 1_501, 2_252, 8_000]);
+    assert_eq!([1, 100].map(|epoch| EpochPolicy::rows(77).replay_rows(epoch)), [77, 77]);
 }
 
 #[test]
