@@ -7,11 +7,11 @@
 //!
 //! # Who decodes
 //! Local files are decoded by the worker that wants their rows, whenever it finds a queue empty:
-//! what it has just decoded is in its cache, and no thread has to be woken. The crew's threads run
-//! at a low priority beside it, so that they mostly take processors that would stand idle (when
-//! splits are fewer than workers, or processors more); not at the lowest, for what one of them has
-//! begun the worker may have to wait for. Remote files may keep a reader waiting, so
-//! that threads of normal priority read them, and workers never do.
+//! what it has just decoded is in its cache, and no thread has to be woken. While as many crews
+//! have something to read as there are processors, each processor has a worker that does so, and
+//! the crews' threads leave lanes alone that were helped lately. Where splits are fewer than
+//! processors they decode beside the worker. Remote files may keep a reader waiting, so that
+//! threads read them, and workers never do.
 //!
 //! # Argument
 //! A lane (one split) is changed under its lock only. Whoever holds it pushes what is next in
@@ -24,10 +24,10 @@
 //! again after a millisecond (20 ms while no split is wanted).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weir_engine::connector::ConnectorError;
 use weir_engine::source::{Chunk, SourceHandle, SplitQueue};
 
@@ -38,6 +38,11 @@ const AHEAD: u64 = 4;
 const THREADS_MAX: usize = 4;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 const IDLE_WAIT: Duration = Duration::from_millis(20);
+/// For so long after its worker has helped a lane, threads may leave it alone.
+const HELPED: Duration = Duration::from_millis(50);
+
+/// Crews of this process that have something to read.
+static READING: AtomicUsize = AtomicUsize::new(0);
 
 /// Cuts a queue's split into units.
 pub(super) type Open =
@@ -45,6 +50,9 @@ pub(super) type Open =
 
 struct Lane {
     queue: Arc<SplitQueue>,
+    /// Nothing is left to read.
+    done: AtomicBool,
+    helped: Mutex<Option<Instant>>,
     state: Mutex<LaneState>,
 }
 
@@ -64,6 +72,9 @@ struct Shared {
     lanes: Vec<Lane>,
     open: Open,
     stop: AtomicBool,
+    processors: usize,
+    /// Whether it counts in `READING`.
+    counted: AtomicBool,
     idle: Mutex<()>,
     news: Condvar,
 }
@@ -100,15 +111,22 @@ impl Crew {
         reach: Reach,
         open: Open,
     ) -> Result<Crew, ConnectorError> {
-        let lane = |queue| Lane { queue, state: Mutex::default() };
+        let lane = |queue| Lane {
+            queue,
+            done: AtomicBool::new(false),
+            helped: Mutex::default(),
+            state: Mutex::default(),
+        };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Arc::new(Shared {
             lanes: queues.into_iter().map(lane).collect(),
             open,
             stop: AtomicBool::new(false),
+            processors,
+            counted: AtomicBool::new(false),
             idle: Mutex::new(()),
             news: Condvar::new(),
         });
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let count = match reach {
             Reach::Local => (processors - 1).clamp(1, THREADS_MAX),
             Reach::Remote => processors.min(THREADS_MAX),
@@ -117,13 +135,7 @@ impl Crew {
         for number in 0..count {
             let shared = crew.shared.clone();
             let thread = std::thread::Builder::new().name(format!("files-{table}-{number}"));
-            let work = move || {
-                if reach == Reach::Local {
-                    yield_to_workers();
-                }
-                shared.work(number);
-            };
-            let thread = thread.spawn(work).map_err(|e| {
+            let thread = thread.spawn(move || shared.work(number)).map_err(|e| {
                 ConnectorError::fatal(format!("cannot start a thread for table `{table}`: {e}"))
             })?;
             crew.threads.push(thread);
@@ -136,9 +148,14 @@ impl SourceHandle for Crew {
     fn committed(&mut self, _offsets: &[(u64, u64)]) {}
 
     fn help(&mut self, split: u64) -> bool {
-        let lane = || self.shared.lanes.iter().find(|lane| lane.queue.split.number == split);
-        self.reach == Reach::Local
-            && lane().is_some_and(|lane| lane.step(&self.shared.open) == Found::Work)
+        if self.reach == Reach::Remote {
+            return false;
+        }
+        let lane = self.shared.lanes.iter().find(|lane| lane.queue.split.number == split);
+        lane.is_some_and(|lane| {
+            *lane.helped.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            lane.step(&self.shared.open) == Found::Work
+        })
     }
 
     fn stop(&mut self) {
@@ -154,15 +171,7 @@ impl Drop for Crew {
             // A panic has been told to the queues already.
             let _ = thread.join();
         }
-    }
-}
-
-/// Gives the calling thread a tenth of a worker's weight. Only Linux has priorities of threads.
-fn yield_to_workers() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, 10) {
-        // It is faster with it, but right without.
-        tracing::debug!("no lower priority for a thread that reads files: {error}");
+        self.shared.count(false);
     }
 }
 
@@ -184,10 +193,14 @@ impl Shared {
         let _alarm = Alarm(self);
         let mut start = first;
         while !self.stop.load(Ordering::Acquire) {
+            self.count(self.lanes.iter().any(Lane::is_open));
+            let is_busy = READING.load(Ordering::Relaxed) >= self.processors;
             let lanes = (0..self.lanes.len()).map(|n| (start + n) % self.lanes.len());
             let mut all = Found::Done;
             for n in lanes {
-                let found = self.lanes[n].step(&self.open);
+                let lane = &self.lanes[n];
+                let left_alone = is_busy && lane.was_helped();
+                let found = if left_alone { Found::Nothing } else { lane.step(&self.open) };
                 if found == Found::Work {
                     self.news.notify_all();
                     start = n + 1;
@@ -202,9 +215,18 @@ impl Shared {
                 Found::Work => {}
                 Found::Nothing => self.rest(BUSY_WAIT),
                 Found::Unwanted => self.rest(IDLE_WAIT),
-                Found::Done => return,
+                Found::Done => return self.count(false),
             }
         }
+    }
+
+    /// Counts the crew among those that have something to read, or no longer.
+    fn count(&self, reads: bool) {
+        match (self.counted.swap(reads, Ordering::Relaxed), reads) {
+            (false, true) => READING.fetch_add(1, Ordering::Relaxed),
+            (true, false) => READING.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
     }
 
     fn rest(&self, time: Duration) {
@@ -216,6 +238,16 @@ impl Shared {
 }
 
 impl Lane {
+    /// Whether it is wanted and has something left.
+    fn is_open(&self) -> bool {
+        self.queue.wanted() && !self.done.load(Ordering::Relaxed)
+    }
+
+    fn was_helped(&self) -> bool {
+        let helped = *self.helped.lock().unwrap_or_else(PoisonError::into_inner);
+        helped.is_some_and(|since| since.elapsed() < HELPED)
+    }
+
     /// Pushes what can be pushed, and decodes one unit if there is room for it.
     fn step(&self, open: &Open) -> Found {
         if !self.queue.wanted() {
@@ -224,6 +256,7 @@ impl Lane {
         let Ok(mut state) = self.state.try_lock() else { return Found::Nothing };
         let pushed = self.push(&mut state);
         if state.done {
+            self.done.store(true, Ordering::Relaxed);
             return Found::Done;
         }
         let room = self.queue.has_room() && state.next_taken - state.next_pushed < AHEAD;

@@ -53,20 +53,25 @@ fn read_with(table: &TableSpec, limit: usize) -> Result<String, ConnectorError> 
     let source = source(table, &[]).unwrap();
     let splits = source.splits()?;
     let queues: Vec<_> = splits.iter().map(|s| SplitQueue::bounded(s.clone(), limit)).collect();
-    let handle = source.open(queues.clone())?;
+    let mut handle = source.open(queues.clone())?;
     queues.iter().for_each(|q| q.want());
     let mut out = String::new();
     for queue in &queues {
         out.push_str(&format!("{} {}\n", queue.split.number, queue.split.name));
-        drain(queue, &mut out)?;
+        drain(queue, handle.as_mut(), &mut out)?;
     }
     drop(handle);
     Ok(out)
 }
 
-fn drain(queue: &SplitQueue, out: &mut String) -> Result<(), ConnectorError> {
+/// Takes what threads have read, and now and then helps them.
+fn drain(
+    queue: &SplitQueue,
+    handle: &mut dyn SourceHandle,
+    out: &mut String,
+) -> Result<(), ConnectorError> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
+    for turn in 0_u64.. {
         if let Some(chunk) = queue.pop(usize::MAX) {
             show(&chunk, out);
         } else if let Some(error) = queue.failure() {
@@ -75,8 +80,39 @@ fn drain(queue: &SplitQueue, out: &mut String) -> Result<(), ConnectorError> {
             return Ok(());
         } else {
             assert!(Instant::now() < deadline, "nothing came: {out}");
-            std::thread::yield_now();
+            if !turn.is_multiple_of(3) || !handle.help(queue.split.number) {
+                std::thread::yield_now();
+            }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_worker_helps_to_read_local_files_to_their_end() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in 0..3 {
+        let lines: String = (0..20_000).map(|n| format!("{{\"a\":{n}}}\n")).collect();
+        std::fs::write(folder.path().join(format!("{file}.json")), lines).unwrap();
+    }
+    let path = folder.path().to_str().unwrap();
+    let table = table(&[("a", DataType::Int64)], &[("path", path), ("format", "json")]);
+    let source = source(&table, &[]).unwrap();
+    let splits = source.splits().unwrap();
+    let queues: Vec<_> = splits.iter().map(|s| SplitQueue::bounded(s.clone(), 1 << 16)).collect();
+    // Threads do nothing for splits that nobody wants.
+    let mut handle = source.open(queues.clone()).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(queues.iter().all(|queue| !queue.has_chunk()));
+    for queue in &queues {
+        queue.want();
+        let mut rows = 0;
+        while !queue.is_finished() {
+            handle.help(queue.split.number);
+            rows += queue.pop(usize::MAX).map_or(0, |chunk| chunk.len());
+        }
+        assert_eq!(rows, 20_000);
+        assert!(!handle.help(queue.split.number), "there is nothing left");
     }
 }
 
