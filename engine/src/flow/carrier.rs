@@ -167,8 +167,39 @@ impl ContainerBytes for Carrier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{Int64Array, StringArray};
+    use crate::rows::unpack;
+    use arrow::array::{
+        Array, ArrayRef, DictionaryArray, FixedSizeBinaryArray, Int32Array, Int64Array, NullArray,
+        StringArray,
+    };
     use timely::bytes::arc::BytesMut;
+
+    fn through_bytes(delta: Delta) -> Delta {
+        let mut bytes = Vec::new();
+        Carrier::from(delta).into_bytes(&mut bytes);
+        Carrier::from_bytes(BytesMut::from(bytes).freeze()).take().expect("rows")
+    }
+
+    /// What partial states are made of: a slice of it, with a dictionary that has NULL as a value.
+    #[test]
+    fn columns_of_partial_states_survive_bytes() {
+        let values: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("b")]));
+        let keys = Int32Array::from(vec![0, 1, 2, 2]);
+        let packed = DictionaryArray::try_new(keys, values).expect("dictionary");
+        let words = FixedSizeBinaryArray::try_from_iter((0..4_u8).map(|n| [n; 16]));
+        let rows = RecordBatch::try_from_iter_with_nullable([
+            ("k", Arc::new(packed) as ArrayRef, true),
+            ("none", Arc::new(NullArray::new(4)), true),
+            ("m", Arc::new(words.expect("words")), true),
+        ])
+        .expect("rows");
+        for (start, length) in [(0, 4), (1, 2)] {
+            let rows = rows.slice(start, length);
+            let back = through_bytes(Delta::fired(rows.clone())).rows;
+            assert_eq!(back.column(1).len(), length);
+            assert_eq!(unpack(&back), unpack(&rows));
+        }
+    }
 
     #[test]
     fn survives_bytes() {

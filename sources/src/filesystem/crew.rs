@@ -7,11 +7,10 @@
 //!
 //! # Who decodes
 //! Local files are decoded by the worker that wants their rows, whenever it finds a queue empty:
-//! what it has just decoded is in its cache, and no thread has to be woken. While as many crews
-//! have something to read as there are processors, each processor has a worker that does so, and
-//! the crews' threads leave lanes alone that were helped lately. Where splits are fewer than
-//! processors they decode beside the worker. Remote files may keep a reader waiting, so that
-//! threads read them, and workers never do.
+//! what it has just decoded is in its cache, and no thread has to be woken. While as many workers
+//! have something to read as there are processors, the crews' threads leave lanes alone that were
+//! helped lately. Where splits are fewer than processors they decode beside the worker. Remote
+//! files may keep a reader waiting, so that threads read them, and workers never do.
 //!
 //! # Argument
 //! A lane (one split) is changed under its lock only. Whoever holds it pushes what is next in
@@ -26,7 +25,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 use weir_engine::connector::ConnectorError;
 use weir_engine::source::{Chunk, SourceHandle, SplitQueue};
@@ -41,8 +40,10 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// For so long after its worker has helped a lane, threads may leave it alone.
 const HELPED: Duration = Duration::from_millis(50);
 
-/// Crews of this process that have something to read.
-static READING: AtomicUsize = AtomicUsize::new(0);
+/// Workers of this process, with the number of their crews that have something to read; and how many
+/// workers have such crews.
+static READING: Mutex<Vec<(ThreadId, usize)>> = Mutex::new(Vec::new());
+static READERS: AtomicUsize = AtomicUsize::new(0);
 
 /// Cuts a queue's split into units.
 pub(super) type Open =
@@ -73,7 +74,8 @@ struct Shared {
     open: Open,
     stop: AtomicBool,
     processors: usize,
-    /// Whether it counts in `READING`.
+    /// The thread of the worker that opened it, and whether it counts in `READING`.
+    worker: ThreadId,
     counted: AtomicBool,
     idle: Mutex<()>,
     news: Condvar,
@@ -123,6 +125,7 @@ impl Crew {
             open,
             stop: AtomicBool::new(false),
             processors,
+            worker: std::thread::current().id(),
             counted: AtomicBool::new(false),
             idle: Mutex::new(()),
             news: Condvar::new(),
@@ -194,7 +197,7 @@ impl Shared {
         let mut start = first;
         while !self.stop.load(Ordering::Acquire) {
             self.count(self.lanes.iter().any(Lane::is_open));
-            let is_busy = READING.load(Ordering::Relaxed) >= self.processors;
+            let is_busy = READERS.load(Ordering::Relaxed) >= self.processors;
             let lanes = (0..self.lanes.len()).map(|n| (start + n) % self.lanes.len());
             let mut all = Found::Done;
             for n in lanes {
@@ -222,11 +225,22 @@ impl Shared {
 
     /// Counts the crew among those that have something to read, or no longer.
     fn count(&self, reads: bool) {
-        match (self.counted.swap(reads, Ordering::Relaxed), reads) {
-            (false, true) => READING.fetch_add(1, Ordering::Relaxed),
-            (true, false) => READING.fetch_sub(1, Ordering::Relaxed),
-            _ => 0,
-        };
+        if self.counted.load(Ordering::Relaxed) == reads {
+            return;
+        }
+        let mut reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.counted.swap(reads, Ordering::Relaxed) == reads {
+            return;
+        }
+        let place = reading.iter().position(|(worker, _)| *worker == self.worker);
+        match place {
+            Some(place) if reads => reading[place].1 += 1,
+            Some(place) if reading[place].1 > 1 => reading[place].1 -= 1,
+            Some(place) => drop(reading.swap_remove(place)),
+            None if reads => reading.push((self.worker, 1)),
+            None => {}
+        }
+        READERS.store(reading.len(), Ordering::Relaxed);
     }
 
     fn rest(&self, time: Duration) {
