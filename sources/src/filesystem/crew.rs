@@ -40,8 +40,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// For so long after its worker has helped a lane, threads may leave it alone.
 const HELPED: Duration = Duration::from_millis(50);
 
-/// Workers of this process, with the number of their crews that have something to read; and how many
-/// workers have such crews.
+/// Workers of this process, with the number of their crews that have something to read; and how
+/// many workers have such crews.
 static READING: Mutex<Vec<(ThreadId, usize)>> = Mutex::new(Vec::new());
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
