@@ -20,7 +20,7 @@
 //! # Cost and limits
 //! At most `AHEAD` units of a lane are decoded and not yet pushed, and none are begun while its
 //! queue is full: a lane holds its queue's limit and a few units. A thread with nothing to do looks
-//! again after a millisecond (20 ms while no split is wanted).
+//! again after a millisecond (20 ms while it should read no split).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -203,7 +203,7 @@ impl Shared {
             for n in lanes {
                 let lane = &self.lanes[n];
                 let left_alone = is_busy && lane.was_helped();
-                let found = if left_alone { Found::Nothing } else { lane.step(&self.open) };
+                let found = if left_alone { Found::Unwanted } else { lane.step(&self.open) };
                 if found == Found::Work {
                     self.news.notify_all();
                     start = n + 1;
