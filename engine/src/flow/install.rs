@@ -164,7 +164,7 @@ fn open_sources(
         let mut readings = Vec::new();
         for queue in &queues {
             let mut reading = Reading::open(node.clone(), queue.clone(), counters.clone());
-            if queue.split.lazy {
+            if queue.split.lazy && !node.table_first && node.time.is_some() {
                 match node.source.peek(&queue.split) {
                     Ok(first) => reading.hold_at(first, now),
                     Err(error) => control.fail_connector(&node.table, error),

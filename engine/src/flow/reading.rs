@@ -77,7 +77,7 @@ impl Reading {
             let bytes = sliced_bytes(&unpack(&first.rows)).div_ceil(first.len());
             self.width = u32::try_from(bytes.max(1)).unwrap_or(u32::MAX);
         }
-        let Some(time) = self.node.time.clone().filter(|_| !self.node.table_first) else { return };
+        let Some(time) = self.node.time.clone() else { return };
         let Some(first) = first else {
             // Without a row it holds nothing back, and is opened last.
             self.hold = MARK_END - 1;

@@ -32,6 +32,15 @@ struct Cell<T> {
     greatest: T,
 }
 
+impl<T: Ord + Copy> Cell<T> {
+    /// Takes up another cell.
+    #[inline]
+    fn widen(&mut self, least: T, greatest: T) {
+        self.least = self.least.min(least);
+        self.greatest = self.greatest.max(greatest);
+    }
+}
+
 const EMPTY: Cell<i64> = Cell { least: i64::MAX, greatest: i64::MIN };
 const WIDE_EMPTY: Cell<i128> = Cell { least: i128::MAX, greatest: i128::MIN };
 
@@ -52,9 +61,7 @@ impl Extremes {
 
     #[inline]
     fn add(&mut self, group: usize, place: i64) {
-        let cell = &mut self.cells[group];
-        cell.least = cell.least.min(place);
-        cell.greatest = cell.greatest.max(place);
+        self.cells[group].widen(place, place);
     }
 
     pub(super) fn update(&mut self, feed: Feed<'_>, column: &ArrayRef) {
@@ -96,9 +103,7 @@ impl Extremes {
 
     /// Adds a cell.
     pub(super) fn load(&mut self, group: usize, least: i64, greatest: i64) {
-        let cell = &mut self.cells[group];
-        cell.least = cell.least.min(least);
-        cell.greatest = cell.greatest.max(greatest);
+        self.cells[group].widen(least, greatest);
     }
 }
 
@@ -118,9 +123,7 @@ impl WideExtremes {
     }
 
     pub(super) fn add(&mut self, group: usize, value: i128) {
-        let cell = &mut self.cells[group];
-        cell.least = cell.least.min(value);
-        cell.greatest = cell.greatest.max(value);
+        self.cells[group].widen(value, value);
     }
 
     pub(super) fn combine(&mut self, other: Option<&WideExtremes>, from: usize, into: usize) {
@@ -140,9 +143,7 @@ impl WideExtremes {
 
     /// Adds a cell.
     pub(super) fn load(&mut self, group: usize, least: i128, greatest: i128) {
-        let cell = &mut self.cells[group];
-        cell.least = cell.least.min(least);
-        cell.greatest = cell.greatest.max(greatest);
+        self.cells[group].widen(least, greatest);
     }
 }
 

@@ -51,8 +51,7 @@ pub(super) type Open =
 
 struct Lane {
     queue: Arc<SplitQueue>,
-    /// Nothing is left to read.
-    done: AtomicBool,
+    /// When its worker last did.
     helped: Mutex<Option<Instant>>,
     state: Mutex<LaneState>,
 }
@@ -113,12 +112,7 @@ impl Crew {
         reach: Reach,
         open: Open,
     ) -> Result<Crew, ConnectorError> {
-        let lane = |queue| Lane {
-            queue,
-            done: AtomicBool::new(false),
-            helped: Mutex::default(),
-            state: Mutex::default(),
-        };
+        let lane = |queue| Lane { queue, helped: Mutex::default(), state: Mutex::default() };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Arc::new(Shared {
             lanes: queues.into_iter().map(lane).collect(),
@@ -254,7 +248,7 @@ impl Shared {
 impl Lane {
     /// Whether it is wanted and has something left.
     fn is_open(&self) -> bool {
-        self.queue.wanted() && !self.done.load(Ordering::Relaxed)
+        self.queue.wanted() && !self.queue.is_finished() && !self.queue.is_closed()
     }
 
     fn was_helped(&self) -> bool {
@@ -270,7 +264,6 @@ impl Lane {
         let Ok(mut state) = self.state.try_lock() else { return Found::Nothing };
         let pushed = self.push(&mut state);
         if state.done {
-            self.done.store(true, Ordering::Relaxed);
             return Found::Done;
         }
         let room = self.queue.has_room() && state.next_taken - state.next_pushed < AHEAD;
