@@ -1,9 +1,9 @@
 //! Rows as they travel: an Arrow batch, how often each row counts, and where it came from.
 //!
 //! # Invariants
-//! `diffs` and `provenance`, where present, have exactly one entry a row. `None` for `diffs` means
-//! all +1. `None` for `provenance` means that no row of the chunk is a straggler: every row has `ts
-//! > mark + 1`, so nothing downstream depends on its mark.
+//! `diffs`, `provenance` and `attached`, where present, have exactly one entry a row. `None` for
+//! `diffs` means all +1. `None` for `provenance` means that no row of the chunk is a straggler: the
+//! `ts` of every row is above its mark + 1, so nothing downstream depends on its mark.
 //!
 //! # Why the one extra millisecond
 //! A session's rule compares an earlier row's `ts + gap - 1` with a later row's mark. For a later
@@ -16,6 +16,8 @@ use arrow::buffer::ScalarBuffer;
 use arrow::compute::{concat_batches, take, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use std::any::Any;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::time::Millis;
@@ -86,6 +88,29 @@ pub enum Origin {
     Fired,
 }
 
+/// What travels beside rows as it lies in memory, without a copy between workers of one process.
+/// Elsewhere it becomes columns behind those of the rows; whoever takes it up takes up either.
+pub trait Attachment: Any + Debug + Send + Sync {
+    /// Some pieces as columns, in this order.
+    fn columns(&self, pieces: &[u32]) -> Vec<(Field, ArrayRef)>;
+}
+
+/// An attachment, and which piece of it goes with each row.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// The pieces, possibly of other rows too.
+    pub all: Arc<dyn Attachment>,
+    /// By row the number of its piece.
+    pub pieces: ScalarBuffer<u32>,
+}
+
+impl Attached {
+    /// The attachment, if it is of this type.
+    pub fn downcast<T: Attachment>(&self) -> Option<&T> {
+        (self.all.as_ref() as &dyn Any).downcast_ref()
+    }
+}
+
 /// A chunk of rows with what travels beside them.
 #[derive(Clone, Debug)]
 pub struct Delta {
@@ -95,6 +120,8 @@ pub struct Delta {
     pub diffs: Option<ScalarBuffer<i64>>,
     /// Marks and places of the rows, carried only where a row is a straggler.
     pub provenance: Option<Provenance>,
+    /// What else belongs to the rows: an operator's partial states on their way to the next.
+    pub attached: Option<Attached>,
     /// Where the chunk comes from.
     pub origin: Origin,
 }
@@ -102,12 +129,12 @@ pub struct Delta {
 impl Delta {
     /// Rows made by an operator.
     pub fn fired(rows: RecordBatch) -> Delta {
-        Delta { rows, diffs: None, provenance: None, origin: Origin::Fired }
+        Delta { rows, diffs: None, provenance: None, attached: None, origin: Origin::Fired }
     }
 
     /// Rows made by an operator at an event time, for instance the end of their window.
     pub fn fired_at(rows: RecordBatch, time: Millis) -> Delta {
-        Delta { rows, diffs: None, provenance: None, origin: Origin::FiredAt(time) }
+        Delta { origin: Origin::FiredAt(time), ..Delta::fired(rows) }
     }
 
     /// Number of rows.
@@ -132,6 +159,7 @@ impl Delta {
             rows,
             diffs: self.diffs.clone(),
             provenance: self.provenance.clone(),
+            attached: self.attached.clone(),
             origin: self.origin,
         }
     }
@@ -152,6 +180,10 @@ impl Delta {
                 splits: pick_u64(&p.splits),
                 offsets: pick_u64(&p.offsets),
             }),
+            attached: self.attached.as_ref().map(|a| Attached {
+                all: a.all.clone(),
+                pieces: indices.values().iter().map(|&i| a.pieces[i as usize]).collect(),
+            }),
             origin: self.origin,
         })
     }
@@ -166,6 +198,10 @@ impl Delta {
                 splits: p.splits.slice(offset, len),
                 offsets: p.offsets.slice(offset, len),
             }),
+            attached: self
+                .attached
+                .as_ref()
+                .map(|a| Attached { all: a.all.clone(), pieces: a.pieces.slice(offset, len) }),
             origin: self.origin,
         }
     }
@@ -175,9 +211,26 @@ impl Delta {
         sliced_bytes(&self.rows)
     }
 
+    /// The same chunk with what is attached as columns behind the rows.
+    pub fn detached(mut self) -> Result<Delta, ArrowError> {
+        let Some(Attached { all, pieces }) = self.attached.take() else { return Ok(self) };
+        let schema = self.rows.schema();
+        let (more, columns): (Vec<Field>, Vec<_>) = all.columns(&pieces).into_iter().unzip();
+        let fields = schema.fields().iter().cloned().chain(more.into_iter().map(Arc::new));
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let columns = self.rows.columns().iter().cloned().chain(columns).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(self.len()));
+        self.rows = RecordBatch::try_new_with_options(schema, columns, &options)?;
+        Ok(self)
+    }
+
     /// The chunk as one batch with the columns `__diff`, `__mark`, `__split`, `__offset` behind the
-    /// rows where they are present: the form between processes and in snapshots.
+    /// rows where they are present, what is attached before them: the form between processes and
+    /// in snapshots.
     pub fn to_batch(&self) -> Result<RecordBatch, ArrowError> {
+        if self.attached.is_some() {
+            return self.clone().detached()?.to_batch();
+        }
         let schema = self.rows.schema();
         let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
         let mut columns: Vec<ArrayRef> = self.rows.columns().to_vec();
@@ -213,7 +266,7 @@ impl Delta {
         };
         let extra = usize::from(diffs.is_some()) + 3 * usize::from(provenance.is_some());
         let kept: Vec<usize> = (0..batch.num_columns() - extra).collect();
-        Ok(Delta { rows: batch.project(&kept)?, diffs, provenance, origin })
+        Ok(Delta { rows: batch.project(&kept)?, diffs, provenance, attached: None, origin })
     }
 
     /// Concatenates chunks of one schema; diffs and provenance appear if any chunk has them.
@@ -221,6 +274,11 @@ impl Delta {
         let Some(first) = deltas.first() else { return Ok(None) };
         if deltas.len() == 1 {
             return Ok(Some(first.clone()));
+        }
+        if deltas.iter().any(|d| d.attached.is_some()) {
+            let plain: Result<Vec<Delta>, _> =
+                deltas.iter().cloned().map(Delta::detached).collect();
+            return Delta::concat(&plain?);
         }
         let rows = concat_batches(&first.rows.schema(), deltas.iter().map(|d| &d.rows))?;
         let diffs = deltas.iter().any(|d| d.diffs.is_some()).then(|| {
@@ -237,7 +295,7 @@ impl Delta {
                 offsets: all().map(|(d, i)| d.place(i).1).collect(),
             }
         });
-        Ok(Some(Delta { rows, diffs, provenance, origin: first.origin }))
+        Ok(Some(Delta { rows, diffs, provenance, attached: None, origin: first.origin }))
     }
 
     /// Split and offset of a row, as exactly as the chunk knows them.
@@ -345,6 +403,7 @@ mod tests {
                 splits: vec![1, 1, 1].into(),
                 offsets: vec![10, 11, 12].into(),
             }),
+            attached: None,
             origin: Origin::Split { split: SplitId(1), offset: 10 },
         }
     }

@@ -37,6 +37,7 @@ use arrow::datatypes::{DataType, Field};
 use std::sync::Arc;
 use weir_engine::expression::{ExpressionRef, RowFailure};
 use weir_engine::operator::OperatorError;
+use weir_engine::rows::Attachment;
 use weir_engine::time::MARK_NONE;
 
 use distinct::DistinctValues;
@@ -112,7 +113,7 @@ struct Source {
 }
 
 /// Where a call finds its result.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Call {
     function: AggregateFunction,
     output: DataType,
@@ -409,23 +410,27 @@ impl Accumulators {
         columns
     }
 
-    /// The state of `groups` as [`Form::AsKept`]; the groups are empty then.
-    pub fn take_out(&mut self, groups: &[u32]) -> Vec<ArrayRef> {
-        let mut columns: Vec<ArrayRef> = Vec::new();
-        for source in &mut self.sources {
-            if let Some(values) = &mut source.distinct {
-                columns.push(values.save(groups));
-                values.clear(groups);
-            }
-            for (_, state) in &mut source.states {
-                // What was just read is still in the cache.
-                if source.distinct.is_none() {
-                    columns.extend(state.save(groups, Form::AsKept));
-                }
-                state.clear(groups);
-            }
-        }
-        columns
+    /// The state of `groups` as a set of its own, group n of it from `groups[n]`, which is empty
+    /// then.
+    pub fn split_off(&mut self, groups: &[u32]) -> Result<Accumulators, OperatorError> {
+        let pick = |source: &Source| {
+            let states = source.states.iter().map(|(kind, state)| (*kind, state.pick(groups)));
+            Ok::<_, OperatorError>(Source {
+                arguments: source.arguments.clone(),
+                filter: source.filter,
+                distinct: source.distinct.as_ref().map(|values| values.pick(groups)).transpose()?,
+                states: states.collect(),
+            })
+        };
+        let split = Accumulators {
+            expressions: self.expressions.clone(),
+            sources: self.sources.iter().map(pick).collect::<Result<_, _>>()?,
+            calls: self.calls.clone(),
+            row_count: self.row_count,
+            len: groups.len(),
+        };
+        self.clear(groups);
+        Ok(split)
     }
 
     /// Adds states written by [`Self::state`], row by row, to `groups`, which must have cells.
@@ -452,6 +457,17 @@ impl Accumulators {
             }
         }
         Ok(())
+    }
+}
+
+impl Attachment for Accumulators {
+    fn columns(&self, pieces: &[u32]) -> Vec<(Field, ArrayRef)> {
+        let fields = self.state_fields("__state").into_iter();
+        let columns = self.state(pieces, Form::AsKept);
+        let typed = |(field, column): (Field, ArrayRef)| {
+            (field.with_data_type(column.data_type().clone()).with_nullable(true), column)
+        };
+        fields.zip(columns).map(typed).collect()
     }
 }
 

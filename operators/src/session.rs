@@ -53,7 +53,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
-use weir_engine::rows::{Delta, Origin, Provenance, batch_of};
+use weir_engine::rows::{Delta, Provenance, batch_of};
 use weir_engine::time::{MARK_END, MARK_NONE, Millis, mark_less};
 
 use crate::aggregates::{Accumulators, AggregateCall, Arguments, KeyInterner};
@@ -298,12 +298,8 @@ impl SessionAggregate {
             splits: late.iter().map(|s| s.place.0).collect(),
             offsets: late.iter().map(|s| s.place.1).collect(),
         };
-        let delta = Delta {
-            rows: self.rows.batch(&numbers)?,
-            diffs: None,
-            provenance: Some(provenance),
-            origin: Origin::Fired,
-        };
+        let delta =
+            Delta { provenance: Some(provenance), ..Delta::fired(self.rows.batch(&numbers)?) };
         put_late(&rows, &delta, self.spec.collect_late, out)?;
         self.groups.give_back(late.iter().map(|s| s.group).collect());
         Ok(())

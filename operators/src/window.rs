@@ -177,7 +177,9 @@ impl WindowAggregate {
                         continue;
                     };
                     pane = found;
-                    place = self.waiting.place(pane.start, self.spec.shape.first_end(pane));
+                    let entry = self.spec.shape.first_end(pane);
+                    let (slots, keys) = (&mut self.slots, &mut self.keys);
+                    place = self.waiting.place_of_many(pane.start, entry, slots, keys);
                 }
             }
             let bucket = self.waiting.at(place);
@@ -246,7 +248,7 @@ impl WindowAggregate {
         while let Some(end) = self.waiting.first_entry()
             && end - 1 <= watermark
         {
-            let Some(mut bucket) = self.waiting.pop(end) else { break };
+            let Some(mut bucket) = self.waiting.pop(end, &mut self.slots) else { break };
             bucket.close(&mut self.keys.interner);
             fired.slots.extend(&bucket.slots);
             fired.add(&bucket.keys, self.spec.shape.start_of(end), end);
@@ -285,7 +287,7 @@ impl WindowAggregate {
                 done = end;
                 continue;
             }
-            while let Some(bucket) = self.waiting.pop(end) {
+            while let Some(bucket) = self.waiting.pop(end, &mut self.slots) {
                 self.running.enter(bucket, shape, &mut self.slots, &mut self.keys)?;
             }
             let (keys, slots) = self.running.groups(&mut self.keys.interner);

@@ -190,7 +190,7 @@ impl Reading {
     /// Rows of one split with their marks, where one of them needs them.
     fn marked(&mut self, chunk: Chunk, split: SplitId) -> Delta {
         let origin = chunk.origin(split);
-        let mut delta = Delta { rows: chunk.rows, diffs: chunk.diffs, provenance: None, origin };
+        let mut delta = Delta { diffs: chunk.diffs, origin, ..Delta::fired(chunk.rows) };
         let Some(time) = &self.node.time else { return delta };
         let Some((mark, _)) = self.marks.get_mut(&split) else { return delta };
         let column = times(&delta.rows, time.column);

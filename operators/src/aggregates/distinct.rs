@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_engine::operator::OperatorError;
 
-use super::states::Feed;
+use super::states::{Feed, picked};
 
 type Counts = BTreeMap<Box<[u8]>, i64>;
 
@@ -30,6 +30,7 @@ pub(super) struct Changed {
 /// Sets with counts by group.
 #[derive(Debug)]
 pub(super) struct DistinctValues {
+    types: Vec<DataType>,
     converter: RowConverter,
     cells: Vec<Counts>,
 }
@@ -53,8 +54,14 @@ fn count_in(counts: &mut Counts, value: &[u8], diff: i64) -> i64 {
 
 impl DistinctValues {
     pub(super) fn new(types: Vec<DataType>) -> Result<DistinctValues, OperatorError> {
-        let fields = types.into_iter().map(SortField::new).collect();
-        Ok(DistinctValues { converter: RowConverter::new(fields)?, cells: Vec::new() })
+        let fields = types.iter().cloned().map(SortField::new).collect();
+        Ok(DistinctValues { types, converter: RowConverter::new(fields)?, cells: Vec::new() })
+    }
+
+    /// The sets of some groups, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> Result<DistinctValues, OperatorError> {
+        let fresh = DistinctValues::new(self.types.clone())?;
+        Ok(DistinctValues { cells: picked(&self.cells, groups), ..fresh })
     }
 
     pub(super) fn grow(&mut self, groups: usize) {

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use arrow::datatypes::i256;
 
 use super::saved::{Exact, Form};
+use super::states::{picked, picked_beside};
 
 /// An exact number: Σ bin · 2^(32 · place), the bins in order of place, each below 2^96 in
 /// magnitude.
@@ -322,6 +323,12 @@ pub(crate) struct FloatSums {
 }
 
 impl FloatSums {
+    /// Some groups as sums of their own, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> FloatSums {
+        let (cells, beside) = (&self.cells, &self.beside);
+        FloatSums { cells: picked(cells, groups), beside: picked_beside(beside, groups) }
+    }
+
     pub(crate) fn grow(&mut self, groups: usize) {
         self.cells.resize(groups.max(self.cells.len()), EMPTY);
     }
@@ -558,6 +565,12 @@ pub(crate) struct SquareSums {
 }
 
 impl SquareSums {
+    /// Some groups as sums of their own, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> SquareSums {
+        let (cells, beside) = (&self.cells, &self.beside);
+        SquareSums { cells: picked(cells, groups), beside: picked_beside(beside, groups) }
+    }
+
     pub(crate) fn grow(&mut self, groups: usize) {
         self.cells.resize(groups.max(self.cells.len()), SQUARE_ZERO);
     }

@@ -11,7 +11,7 @@
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::*;
 
-use super::states::{Feed, integers};
+use super::states::{Feed, integers, picked};
 
 /// The place of a double in total order, NaN greatest.
 pub(super) fn place_of(x: f64) -> i64 {
@@ -51,6 +51,11 @@ pub(crate) struct Extremes {
 }
 
 impl Extremes {
+    /// Some groups as extremes of their own, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> Extremes {
+        Extremes { cells: picked(&self.cells, groups) }
+    }
+
     pub(super) fn grow(&mut self, groups: usize) {
         self.cells.resize(groups.max(self.cells.len()), EMPTY);
     }
@@ -114,6 +119,11 @@ pub(crate) struct WideExtremes {
 }
 
 impl WideExtremes {
+    /// Some groups as extremes of their own, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> WideExtremes {
+        WideExtremes { cells: picked(&self.cells, groups) }
+    }
+
     pub(super) fn grow(&mut self, groups: usize) {
         self.cells.resize(groups.max(self.cells.len()), WIDE_EMPTY);
     }
@@ -157,6 +167,11 @@ pub(crate) struct TextExtremes {
 }
 
 impl TextExtremes {
+    /// Some groups as extremes of their own, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> TextExtremes {
+        TextExtremes { cells: picked(&self.cells, groups) }
+    }
+
     pub(super) fn grow(&mut self, groups: usize) {
         self.cells.resize(groups.max(self.cells.len()), None);
     }

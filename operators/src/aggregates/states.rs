@@ -12,6 +12,7 @@ use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, make_arra
 use arrow::buffer::ScalarBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::*;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_engine::operator::OperatorError;
 
@@ -134,6 +135,23 @@ fn clear_cells<T: Empty>(cells: &mut [T], groups: &[u32]) {
     groups.iter().for_each(|&group| cells[group as usize] = T::EMPTY);
 }
 
+/// Some cells, in this order.
+pub(super) fn picked<T: Clone>(cells: &[T], groups: &[u32]) -> Vec<T> {
+    groups.iter().map(|&group| cells[group as usize].clone()).collect()
+}
+
+/// What is beside the cells of some groups, under their new numbers.
+pub(super) fn picked_beside<T: Clone>(
+    beside: &BTreeMap<usize, T>,
+    groups: &[u32],
+) -> BTreeMap<usize, T> {
+    if beside.is_empty() {
+        return BTreeMap::new();
+    }
+    let pairs = groups.iter().enumerate();
+    pairs.filter_map(|(n, &group)| Some((n, beside.get(&(group as usize))?.clone()))).collect()
+}
+
 impl State {
     pub(super) fn new(kind: Kind) -> State {
         match kind {
@@ -155,6 +173,20 @@ impl State {
     pub(super) fn clear(&mut self, groups: &[u32]) {
         each_kind!(self, cells => clear_cells(cells, groups),
             owned => groups.iter().for_each(|&group| owned.clear(group as usize)));
+    }
+
+    /// The cells of `groups` as a state of its own, in this order.
+    pub(super) fn pick(&self, groups: &[u32]) -> State {
+        match self {
+            State::Count(cells) => State::Count(picked(cells, groups)),
+            State::IntegerSum(cells) => State::IntegerSum(picked(cells, groups)),
+            State::DecimalSum(cells) => State::DecimalSum(picked(cells, groups)),
+            State::FloatSum(sums) => State::FloatSum(sums.pick(groups)),
+            State::Squares(sums) => State::Squares(sums.pick(groups)),
+            State::Extremes(cells) => State::Extremes(cells.pick(groups)),
+            State::WideExtremes(cells) => State::WideExtremes(cells.pick(groups)),
+            State::TextExtremes(cells) => State::TextExtremes(cells.pick(groups)),
+        }
     }
 
     pub(super) fn is_invertible(&self) -> bool {

@@ -246,7 +246,7 @@ fn mixed(rows: &RecordBatch, extremes: bool) -> Vec<AggregateCall> {
     calls
 }
 
-/// Two parts, each added up alone, put together through columns of either form.
+/// Two parts, each added up alone, put together by what was split off and by columns.
 fn merged_as_columns(
     fresh: &dyn Fn() -> Accumulators,
     one: (&[u32], &Arguments),
@@ -255,7 +255,10 @@ fn merged_as_columns(
     let [mut left, mut right, mut merged] = [fresh(), fresh(), fresh()];
     left.update(one.0, one.1, None).unwrap();
     right.update(other.0, other.1, None).unwrap();
-    merged.restore(&[2, 1, 0], &left.take_out(&[2, 1, 0])).unwrap();
+    let split = left.split_off(&[2, 1, 0]).unwrap();
+    let columns: Vec<ArrayRef> = split.columns(&[2, 0]).into_iter().map(|c| c.1).collect();
+    merged.restore(&[0, 2], &columns).unwrap();
+    merged.merge(&split, &[1], &[1]).unwrap();
     merged.restore(&[0, 1, 2], &right.state(&[0, 1, 2], Form::Equal)).unwrap();
     assert_eq!(show(&left, &[0, 1, 2]), show(&fresh(), &[0, 1, 2]), "they are empty then");
     merged

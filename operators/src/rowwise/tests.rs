@@ -70,6 +70,7 @@ fn chunk(values: &[i64]) -> Delta {
             splits: (0..count).map(|_| 3).collect(),
             offsets: (0..count).map(|i| 50 + i).collect(),
         }),
+        attached: None,
         origin: Origin::Split { split: SplitId(3), offset: 50 },
     }
 }

@@ -179,6 +179,7 @@ pub(crate) fn delta(rows: &[Row], packed: bool, marked: bool) -> Delta {
         rows: batch_of(&schema(""), columns, rows.len()).expect("a test script is sound"),
         diffs: rows.iter().any(|r| r.diff != 1).then_some(diffs),
         provenance: marked.then_some(provenance),
+        attached: None,
         origin: Origin::Split { split: SplitId(rows[0].split), offset: rows[0].offset },
     }
 }

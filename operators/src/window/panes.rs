@@ -2,17 +2,22 @@
 //!
 //! # Invariant
 //! A slot is a group id of the operator's one set of accumulators; it belongs to one bucket and
-//! key, or to one running window and key, or it is free and empty. A key's references count the
-//! buckets that hold it; a key without any may be freed.
+//! key, or to one running window and key, or a bucket reserves it, or it is free; the last two are
+//! empty. A key's references count the buckets that hold it; a key without any may be freed.
+//!
+//! # Order in memory
+//! Groups leave a bucket in the order of their keys. Where most keys come in every pane, a fresh
+//! bucket reserves a slot for each of them in that order, so that they are read as they lie; but
+//! not while many that are reserved are not used, so that sparse panes cost no memory.
 //!
 //! # Memory
 //! Per key and bucket its cells and 8 bytes; while a bucket takes rows also a table from key to
 //! slot, dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed
 //! before.
 
-use arrow::array::ArrayRef;
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
+use weir_engine::operator::OperatorError;
 use weir_engine::time::Millis;
 
 use crate::aggregates::{Accumulators, KeyInterner};
@@ -26,11 +31,13 @@ pub(super) struct Slots {
     pub(super) accumulators: Accumulators,
     free: Vec<u32>,
     next: u32,
+    /// How many are reserved: neither free nor used.
+    reserved: usize,
 }
 
 impl Slots {
     pub(super) fn new(accumulators: Accumulators) -> Slots {
-        Slots { accumulators, free: Vec::new(), next: 0 }
+        Slots { accumulators, free: Vec::new(), next: 0, reserved: 0 }
     }
 
     /// An empty slot. Its cells exist once [`Slots::settle`] was called.
@@ -42,9 +49,9 @@ impl Slots {
         })
     }
 
-    /// Number of slots taken.
+    /// Number of slots that hold a group.
     pub(super) fn used(&self) -> usize {
-        self.next as usize - self.free.len()
+        self.next as usize - self.free.len() - self.reserved
     }
 
     /// Makes cells for all slots taken.
@@ -52,11 +59,11 @@ impl Slots {
         self.accumulators.grow(self.next as usize);
     }
 
-    /// Empties slots and gives them back; their states as columns.
-    pub(super) fn take_out(&mut self, slots: &[u32]) -> Vec<ArrayRef> {
-        let states = self.accumulators.take_out(slots);
+    /// Empties slots and gives them back; their states as a set of its own, in this order.
+    pub(super) fn split_off(&mut self, slots: &[u32]) -> Result<Accumulators, OperatorError> {
+        let states = self.accumulators.split_off(slots)?;
         self.give_back(slots);
-        states
+        Ok(states)
     }
 
     /// Empties slots and gives them back.
@@ -136,6 +143,8 @@ pub(super) struct Bucket {
     pub(super) keys: Vec<u32>,
     pub(super) slots: Vec<u32>,
     lookup: Lookup,
+    /// By key the slot that is reserved for it.
+    reserved: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -153,7 +162,23 @@ fn hash(key: u32) -> u64 {
 impl Bucket {
     pub(super) fn new(pane: Millis, entry: Millis) -> Bucket {
         let lookup = Lookup::Sparse(HashTable::new());
-        Bucket { pane, entry, keys: Vec::new(), slots: Vec::new(), lookup }
+        Bucket { pane, entry, keys: Vec::new(), slots: Vec::new(), lookup, reserved: Vec::new() }
+    }
+
+    /// Reserves a slot for every key in use, in the order of the keys.
+    fn reserve(&mut self, slots: &mut Slots, keys: &mut Keys) {
+        self.reserved.resize(keys.interner.bound(), NO_SLOT);
+        for &key in keys.interner.ordered() {
+            self.reserved[key as usize] = slots.take();
+            slots.reserved += 1;
+        }
+    }
+
+    /// Gives back what is reserved and was not needed.
+    fn settle(&mut self, slots: &mut Slots) {
+        let left: Vec<u32> = self.reserved.drain(..).filter(|&slot| slot != NO_SLOT).collect();
+        slots.reserved -= left.len();
+        slots.give_back(&left);
     }
 
     /// The slot of a key, made if need be.
@@ -176,7 +201,13 @@ impl Bucket {
                 return self.slots[place as usize];
             }
         }
-        let slot = slots.take();
+        let slot = match self.reserved.get_mut(key as usize) {
+            Some(reserved) if *reserved != NO_SLOT => {
+                slots.reserved -= 1;
+                std::mem::replace(reserved, NO_SLOT)
+            }
+            _ => slots.take(),
+        };
         self.adopt(key, slot, keys);
         slot
     }
@@ -247,6 +278,8 @@ pub(super) struct Waiting {
     places: BTreeMap<(Millis, Millis), usize>,
     buckets: Vec<Option<Bucket>>,
     vacant: Vec<usize>,
+    /// Keys of the bucket that was taken out last.
+    lately: usize,
 }
 
 impl Waiting {
@@ -265,6 +298,23 @@ impl Waiting {
                 }
             }
         })
+    }
+
+    /// The same; a fresh bucket reserves slots if the last one held most keys.
+    pub(super) fn place_of_many(
+        &mut self,
+        pane: Millis,
+        entry: Millis,
+        slots: &mut Slots,
+        keys: &mut Keys,
+    ) -> usize {
+        let before = self.places.len();
+        let place = self.place(pane, entry);
+        let (fresh, all) = (self.places.len() > before, keys.interner.len());
+        if fresh && self.lately * 2 > all && slots.reserved * 4 <= all {
+            self.at(place).reserve(slots, keys);
+        }
+        place
     }
 
     /// The bucket at a place that [`Waiting::place`] gave.
@@ -287,11 +337,14 @@ impl Waiting {
     }
 
     /// Takes out the first bucket if it waits for `end` or an earlier one.
-    pub(super) fn pop(&mut self, end: Millis) -> Option<Bucket> {
+    pub(super) fn pop(&mut self, end: Millis, slots: &mut Slots) -> Option<Bucket> {
         let first = self.places.first_entry().filter(|first| first.key().0 <= end)?;
         let place = first.remove();
         self.vacant.push(place);
-        self.buckets[place].take()
+        let mut bucket = self.buckets[place].take()?;
+        self.lately = bucket.keys.len();
+        bucket.settle(slots);
+        Some(bucket)
     }
 
     /// All buckets in order.

@@ -12,9 +12,10 @@
 //! first end, before the window behind fires; or earlier, to save memory.
 //!
 //! # Form
-//! A partial chunk has the columns of the input, and behind them the aggregates' state. Keys are in
-//! their columns and the pane's start in the column of the event time (unless that is a key), so
-//! that it is dealt to workers like the rows themselves; all other columns are of type NULL.
+//! A partial chunk has the columns of the input, and the aggregates' states attached to it; from
+//! another process they come as columns behind it. Keys are in their columns and the pane's start
+//! in the column of the event time (unless that is a key), so that it is dealt to workers like the
+//! rows themselves; all other columns are of type NULL.
 //!
 //! # When
 //! Each time that panes are given out it is judged how many rows fell into a group. Where they
@@ -29,13 +30,14 @@
 
 use arrow::array::{Array, AsArray};
 use arrow::array::{ArrayRef, NullArray, RecordBatch, TimestampMillisecondArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMillisecondType};
+use arrow::datatypes::{DataType, Field, Schema, TimestampMillisecondType};
 use std::sync::Arc;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
-use weir_engine::rows::Delta;
+use weir_engine::rows::{Attached, Delta};
 use weir_engine::time::{MARK_END, Millis};
 
 use super::{WindowAggregate, WindowAggregateSpec};
+use crate::aggregates::Accumulators;
 
 /// Rows a group at the least for adding up to be worth it.
 const ROWS_A_GROUP: u64 = 8;
@@ -122,7 +124,7 @@ impl PreAggregate {
 
     /// Gives out the panes whose first end is at `end` or before, and forgets them.
     fn give(&mut self, end: Millis, out: &mut Output) -> Result<(), OperatorError> {
-        while let Some(mut bucket) = self.window.waiting.pop(end) {
+        while let Some(mut bucket) = self.window.waiting.pop(end, &mut self.window.slots) {
             // In one order everywhere, so that groups that are merged lie side by side.
             bucket.close(&mut self.window.keys.interner);
             self.groups += bucket.keys.len() as u64;
@@ -155,18 +157,17 @@ impl PreAggregate {
         for (&place, column) in spec.keys.iter().zip(keys) {
             columns[place] = column;
         }
-        columns.extend(self.window.slots.take_out(slots));
-        Ok(Delta::fired(RecordBatch::try_new(self.schema(&columns), columns)?))
-    }
-
-    fn schema(&self, columns: &[ArrayRef]) -> SchemaRef {
-        let states = self.window.slots.accumulators.state_fields("__state");
-        let input = self.window.spec.input.fields().iter().map(|field| field.as_ref().clone());
-        let fields = input.chain(states).zip(columns);
-        let typed = |(field, column): (Field, &ArrayRef)| {
-            field.with_data_type(column.data_type().clone()).with_nullable(true)
+        let typed = |(field, column): (&Arc<Field>, &ArrayRef)| {
+            field.as_ref().clone().with_data_type(column.data_type().clone()).with_nullable(true)
         };
-        Arc::new(Schema::new(fields.map(typed).collect::<Vec<_>>()))
+        let fields = spec.input.fields().iter().zip(&columns).map(typed);
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let mut delta = Delta::fired(RecordBatch::try_new(schema, columns)?);
+        delta.attached = Some(Attached {
+            all: Arc::new(self.window.slots.split_off(slots)?),
+            pieces: (0..count as u32).collect(),
+        });
+        Ok(delta)
     }
 }
 
@@ -230,13 +231,20 @@ impl WindowAggregate {
     /// Takes up a partial chunk; `None` if it is one, else the chunk.
     pub(super) fn take_up(&mut self, delta: Delta) -> Result<Option<Delta>, OperatorError> {
         let before = self.spec.input.fields().len();
-        if delta.rows.num_columns() <= before {
+        if delta.attached.is_none() && delta.rows.num_columns() <= before {
             return Ok(Some(delta));
         }
         let times = delta.rows.column(self.spec.time).as_primitive::<TimestampMillisecondType>();
         self.place_on_time(&delta.rows, times.values())?;
         self.slots.settle();
-        self.slots.accumulators.restore(&self.placed, &delta.rows.columns()[before..])?;
+        let accumulators = &mut self.slots.accumulators;
+        match &delta.attached {
+            None => accumulators.restore(&self.placed, &delta.rows.columns()[before..])?,
+            Some(attached) => match attached.downcast::<Accumulators>() {
+                Some(states) => accumulators.merge(states, &attached.pieces, &self.placed)?,
+                None => return Err(OperatorError::State("rows with another's states".into())),
+            },
+        }
         Ok(None)
     }
 }

@@ -109,6 +109,7 @@ fn chunk(rows: &[Row], dictionary: bool) -> Delta {
             splits: rows.iter().map(|_| 0).collect(),
             offsets: (0..rows.len() as u64).collect(),
         }),
+        attached: None,
         origin: Origin::default(),
     }
 }
@@ -407,4 +408,27 @@ fn a_gap_of_millions_of_slides_costs_nothing() {
             fired 4 stragglers 0 idle 0
         "#]],
     );
+}
+
+#[test]
+fn panes_that_stay_sparse_after_a_full_one_reserve_little() {
+    let shape = WindowShape::Tumble { size: 10, offset: 0 };
+    let mut operator = window(shape, &[0], &["sum"], false);
+    let names: Vec<&'static str> = (0..1_000).map(|n| &*format!("k{n}").leak()).collect();
+    let push = |operator: &mut WindowAggregate, rows: &[Row]| {
+        operator.push(0, chunk(rows, false), &mut Output::default()).unwrap();
+    };
+    let all = |at: Millis| names.iter().map(move |&k| (k, Some(at), 1.0, MARK_NONE, 1));
+    let full: Vec<Row> = all(5).collect();
+    push(&mut operator, &full);
+    let end = EpochEnd { epoch: 1, recorded_time: 0, watermarks: &[9] };
+    operator.advance(end, &mut Output::default()).unwrap();
+    (2..200).for_each(|pane| push(&mut operator, &[("k1", Some(pane * 10), 1.0, MARK_NONE, 1)]));
+    let cells = operator.slots.accumulators.len();
+    assert!((1_000..1_500).contains(&cells), "{cells} cells");
+    // The one that has reserved uses what it has.
+    let full: Vec<Row> = all(25).collect();
+    push(&mut operator, &full);
+    assert!(operator.slots.accumulators.len() < 1_500);
+    assert_eq!(operator.slots.used(), 1_000 + 197);
 }

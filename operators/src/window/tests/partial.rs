@@ -46,7 +46,12 @@ fn real(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
         }
         let end = EpochEnd { epoch: 1, recorded_time: 0, watermarks: &[watermark] };
         workers.iter_mut().for_each(|worker| worker.advance(end, &mut given).unwrap());
-        given.rows.into_iter().for_each(|delta| window.push(0, delta, &mut out).unwrap());
+        for (number, delta) in given.rows.into_iter().enumerate() {
+            // As if it came from another process.
+            let far = (number + at) % 2 == 1;
+            let delta = if far { delta.detached().unwrap() } else { delta };
+            window.push(0, delta, &mut out).unwrap();
+        }
         window.advance(end, &mut out).unwrap();
         let (mut late, fired): (Vec<String>, Vec<String>) =
             lines(&out).into_iter().partition(|line| line.starts_with("late"));
