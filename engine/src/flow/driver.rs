@@ -76,7 +76,7 @@ impl EpochPolicy {
 }
 
 /// Epochs between a cut and the reading that it decides.
-pub(crate) const LEAD: u64 = 4;
+pub(crate) const LEAD: u64 = 3;
 const AHEAD_EPOCHS_MAX: usize = 8;
 const AHEAD_BYTES_MAX: usize = 64 << 20;
 /// Epochs of a replay before they grow.
