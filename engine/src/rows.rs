@@ -206,7 +206,7 @@ impl Delta {
         }
     }
 
-    /// Rough bytes held by the rows.
+    /// Rough bytes held by the rows, without what is attached.
     pub fn bytes(&self) -> usize {
         sliced_bytes(&self.rows)
     }
@@ -250,7 +250,8 @@ impl Delta {
         RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
     }
 
-    /// The inverse of [`Delta::to_batch`]; the origin travels separately.
+    /// The inverse of [`Delta::to_batch`], but that what was attached stays columns; the origin travels
+    /// separately.
     pub fn from_batch(batch: RecordBatch, origin: Origin) -> Result<Delta, ArrowError> {
         use arrow::datatypes::{Int64Type, UInt64Type};
         let schema = batch.schema();
@@ -269,16 +270,17 @@ impl Delta {
         Ok(Delta { rows: batch.project(&kept)?, diffs, provenance, attached: None, origin })
     }
 
-    /// Concatenates chunks of one schema; diffs and provenance appear if any chunk has them.
+    /// Concatenates chunks of one schema without attachments; diffs and provenance appear if any
+    /// chunk has them.
     pub fn concat(deltas: &[Delta]) -> Result<Option<Delta>, ArrowError> {
         let Some(first) = deltas.first() else { return Ok(None) };
         if deltas.len() == 1 {
             return Ok(Some(first.clone()));
         }
         if deltas.iter().any(|d| d.attached.is_some()) {
-            let plain: Result<Vec<Delta>, _> =
-                deltas.iter().cloned().map(Delta::detached).collect();
-            return Delta::concat(&plain?);
+            // As columns their types depend on what is in them.
+            let text = "chunks with something attached do not concatenate";
+            return Err(ArrowError::InvalidArgumentError(text.into()));
         }
         let rows = concat_batches(&first.rows.schema(), deltas.iter().map(|d| &d.rows))?;
         let diffs = deltas.iter().any(|d| d.diffs.is_some()).then(|| {
@@ -425,6 +427,31 @@ mod tests {
         assert_eq!(after.rows, before.rows);
         assert_eq!(after.diffs, before.diffs);
         assert_eq!(after.provenance, before.provenance);
+    }
+
+    #[derive(Debug)]
+    struct Names(Vec<&'static str>);
+
+    impl Attachment for Names {
+        fn columns(&self, pieces: &[u32]) -> Vec<(Field, ArrayRef)> {
+            let names = pieces.iter().map(|&piece| self.0[piece as usize]);
+            let names: arrow::array::StringArray = names.map(Some).collect();
+            vec![(Field::new("name", DataType::Utf8, true), Arc::new(names))]
+        }
+    }
+
+    #[test]
+    fn what_is_attached_goes_with_its_row() {
+        let mut whole = delta();
+        let all = Arc::new(Names(vec!["one", "two", "three"]));
+        whole.attached = Some(Attached { all, pieces: vec![0, 1, 2].into() });
+        assert!(whole.attached.as_ref().unwrap().downcast::<Names>().is_some());
+        let part = whole.take(&UInt32Array::from(vec![2, 0])).unwrap().slice(0, 1);
+        let batch = part.to_batch().unwrap();
+        let back = Delta::from_batch(batch, part.origin).unwrap();
+        assert_eq!(back.rows.column(1).as_string::<i32>().value(0), "three");
+        assert_eq!((back.len(), back.diffs, back.provenance), (1, part.diffs, part.provenance));
+        assert!(Delta::concat(&[whole.clone(), whole]).is_err());
     }
 
     #[test]

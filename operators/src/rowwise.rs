@@ -21,12 +21,12 @@ mod tests;
 use arrow::array::{Array, AsArray, BooleanArray, Int64Array, UInt32Array, UInt64Array};
 use arrow::buffer::{BooleanBuffer, ScalarBuffer};
 use arrow::compute::{FilterBuilder, FilterPredicate};
-use arrow::datatypes::{Int64Type, SchemaRef, UInt32Type, UInt64Type};
+use arrow::datatypes::{Int64Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use std::collections::BTreeMap;
 use weir_engine::expression::{ExpressionRef, RowFailure};
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
-use weir_engine::rows::{Attached, Delta, Provenance, batch_of};
+use weir_engine::rows::{Delta, Provenance, batch_of};
 use weir_engine::time::{MARK_NONE, Millis};
 
 /// What a [`RowWise`] does.
@@ -172,14 +172,7 @@ fn keep(delta: Delta, mask: Option<BooleanArray>) -> Result<Delta, OperatorError
         rows: predicate.filter_record_batch(&delta.rows)?,
         diffs: delta.diffs.as_ref().map(signed).transpose()?,
         provenance,
-        attached: match &delta.attached {
-            None => None,
-            Some(Attached { all, pieces }) => {
-                let pieces = predicate.filter(&UInt32Array::new(pieces.clone(), None))?;
-                let pieces = pieces.as_primitive::<UInt32Type>().values().clone();
-                Some(Attached { all: all.clone(), pieces })
-            }
-        },
+        attached: None,
         origin: delta.origin,
     })
 }

@@ -1,4 +1,4 @@
-//! States as columns: what a snapshot holds, and what workers send each other of groups.
+//! States as columns: what a snapshot holds, and what processes send each other of groups.
 //!
 //! # Form
 //! | state | columns |

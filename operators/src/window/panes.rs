@@ -8,12 +8,12 @@
 //! # Order in memory
 //! Groups leave a bucket in the order of their keys. Where most keys come in every pane, a fresh
 //! bucket reserves a slot for each of them in that order, so that they are read as they lie; but
-//! not while many that are reserved are not used, so that sparse panes cost no memory.
+//! not while many that are reserved are not used, so that sparse panes cost no more than one pane.
 //!
 //! # Memory
 //! Per key and bucket its cells and 8 bytes; while a bucket takes rows also a table from key to
 //! slot, dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed
-//! before.
+//! before; and 4 bytes a key where slots are reserved.
 
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
@@ -167,16 +167,19 @@ impl Bucket {
 
     /// Reserves a slot for every key in use, in the order of the keys.
     fn reserve(&mut self, slots: &mut Slots, keys: &mut Keys) {
+        let mut free: Vec<u32> = (0..keys.interner.len()).map(|_| slots.take()).collect();
+        free.sort_unstable();
+        slots.reserved += free.len();
         self.reserved.resize(keys.interner.bound(), NO_SLOT);
-        for &key in keys.interner.ordered() {
-            self.reserved[key as usize] = slots.take();
-            slots.reserved += 1;
+        for (&key, slot) in keys.interner.ordered().iter().zip(free) {
+            self.reserved[key as usize] = slot;
         }
     }
 
     /// Gives back what is reserved and was not needed.
     fn settle(&mut self, slots: &mut Slots) {
-        let left: Vec<u32> = self.reserved.drain(..).filter(|&slot| slot != NO_SLOT).collect();
+        let reserved = std::mem::take(&mut self.reserved);
+        let left: Vec<u32> = reserved.into_iter().filter(|&slot| slot != NO_SLOT).collect();
         slots.reserved -= left.len();
         slots.give_back(&left);
     }
@@ -310,7 +313,8 @@ impl Waiting {
     ) -> usize {
         let before = self.places.len();
         let place = self.place(pane, entry);
-        let (fresh, all) = (self.places.len() > before, keys.interner.len());
+        // Ids that are free have their places in the table too.
+        let (fresh, all) = (self.places.len() > before, keys.interner.bound());
         if fresh && self.lately * 2 > all && slots.reserved * 4 <= all {
             self.at(place).reserve(slots, keys);
         }

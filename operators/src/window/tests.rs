@@ -432,3 +432,19 @@ fn panes_that_stay_sparse_after_a_full_one_reserve_little() {
     assert!(operator.slots.accumulators.len() < 1_500);
     assert_eq!(operator.slots.used(), 1_000 + 197);
 }
+
+#[test]
+fn groups_of_full_panes_lie_in_the_order_of_their_keys() {
+    let shape = WindowShape::Tumble { size: 10, offset: 0 };
+    let mut operator = window(shape, &[0], &["sum"], false);
+    for pane in 0..3 {
+        let rows = ["d", "a", "c", "b"].map(|k| (k, Some(pane * 10), 1.0, MARK_NONE, 1));
+        operator.push(0, chunk(&rows, false), &mut Output::default()).unwrap();
+        let Some(mut bucket) = operator.waiting.pop(MARK_END, &mut operator.slots) else {
+            panic!("no pane is open")
+        };
+        bucket.close(&mut operator.keys.interner);
+        assert_eq!(bucket.slots.is_sorted(), pane > 0, "{:?}", bucket.slots);
+        operator.slots.release(&bucket.slots);
+    }
+}

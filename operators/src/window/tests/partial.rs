@@ -1,5 +1,6 @@
 //! Pre-aggregation: whatever is added up before, the window behind it says the same.
 
+use arrow::array::UInt32Array;
 use proptest::prelude::*;
 use weir_engine::keys::KeyGroups;
 use weir_engine::operator::StatePart;
@@ -47,10 +48,14 @@ fn real(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
         let end = EpochEnd { epoch: 1, recorded_time: 0, watermarks: &[watermark] };
         workers.iter_mut().for_each(|worker| worker.advance(end, &mut given).unwrap());
         for (number, delta) in given.rows.into_iter().enumerate() {
-            // As if it came from another process.
-            let far = (number + at) % 2 == 1;
-            let delta = if far { delta.detached().unwrap() } else { delta };
-            window.push(0, delta, &mut out).unwrap();
+            // Dealt out as between workers; some as if from another process.
+            let (far, count) = ((number + at) % 2 == 1, delta.len() as u32);
+            for part in [0, 1] {
+                let rows: Vec<u32> = (0..count).filter(|row| row % 2 == part).collect();
+                let delta = delta.take(&UInt32Array::from(rows)).unwrap();
+                let delta = if far { delta.detached().unwrap() } else { delta };
+                window.push(0, delta, &mut out).unwrap();
+            }
         }
         window.advance(end, &mut out).unwrap();
         let (mut late, fired): (Vec<String>, Vec<String>) =
