@@ -250,8 +250,8 @@ impl Delta {
         RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
     }
 
-    /// The inverse of [`Delta::to_batch`], but that what was attached stays columns; the origin travels
-    /// separately.
+    /// The inverse of [`Delta::to_batch`], but that what was attached stays columns; the origin
+    /// travels separately.
     pub fn from_batch(batch: RecordBatch, origin: Origin) -> Result<Delta, ArrowError> {
         use arrow::datatypes::{Int64Type, UInt64Type};
         let schema = batch.schema();
