@@ -6,11 +6,13 @@
 pub mod clock;
 pub mod connector;
 pub mod cut;
+pub mod cutlog;
 pub mod digest;
 pub mod expression;
 pub mod flow;
 pub mod graph;
 pub mod job;
+pub mod journal;
 pub mod keys;
 pub mod marks;
 pub mod operator;

@@ -33,10 +33,10 @@ use weir_connect::options::{bad_table, bad_value};
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 use weir_engine::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
 
-use crate::journal::{Disk, Folder, Journal, JournalError, SEGMENT_BYTES};
 use feeder::{Columns, Feeder};
 use options::{Client, MqttOptions};
 use receiver::{Identity, Receiver, Shared};
+use weir_engine::journal::{Disk, Folder, Journal, JournalError, SEGMENT_BYTES};
 
 /// The manual of the options.
 pub fn options() -> Vec<OptionDoc> {

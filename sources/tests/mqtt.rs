@@ -16,8 +16,8 @@ use arrow::array::AsArray;
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use server::{Mosquitto, Publisher, environment, table, until};
 use weir_engine::connector::{ConnectorError, Remedy, TableSpec};
+use weir_engine::journal::{Disk, Folder, Journal, SEGMENT_BYTES};
 use weir_engine::source::{Chunk, QUEUE_BYTES_MAX, SourceHandle, SplitQueue};
-use weir_sources::journal::{Disk, Folder, Journal, SEGMENT_BYTES};
 
 /// A source that is open, and its queues.
 struct Open {

@@ -19,7 +19,7 @@ use weir_engine::connector::{ColumnSpec, ConnectorError, TableSpec};
 use weir_engine::source::{BadRow, Chunk, Offsets, SplitQueue};
 
 use super::receiver::Shared;
-use crate::journal::{Kind, Reader, Record};
+use weir_engine::journal::{Kind, Reader, Record};
 
 const CHUNK_ROWS_MAX: usize = 8_192;
 const CHUNK_BYTES_MAX: usize = 1 << 20;

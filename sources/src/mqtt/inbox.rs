@@ -12,7 +12,7 @@
 //! did not give it out.
 
 use super::packet::{self, Publish};
-use crate::journal::{Entry, Journal, JournalError, Kind};
+use weir_engine::journal::{Entry, Journal, JournalError, Kind};
 
 /// How much of a message beyond the size limit is kept.
 const CUT_PAYLOAD_BYTES: usize = 1_024;
@@ -60,10 +60,10 @@ impl Batch {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::journal::simulated::{Simulated, Whims};
-    use crate::journal::{Disk, SEGMENT_BYTES};
     use std::collections::BTreeSet;
     use std::sync::Arc;
+    use weir_engine::journal::simulated::{Simulated, Whims};
+    use weir_engine::journal::{Disk, SEGMENT_BYTES};
 
     fn open(disk: &Arc<Simulated>) -> Journal {
         Journal::open(Arc::clone(disk) as Arc<dyn Disk>, "#", SEGMENT_BYTES).unwrap()

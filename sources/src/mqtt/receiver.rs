@@ -24,7 +24,7 @@ use super::connection::{Connection, Heard, READ_TIME, lost, stranger};
 use super::inbox::Batch;
 use super::options::Client;
 use super::packet::{self, Malformed, Protocol};
-use crate::journal::{Journal, JournalError};
+use weir_engine::journal::{Journal, JournalError};
 
 const BREAK_TIME: Duration = Duration::from_secs(1);
 

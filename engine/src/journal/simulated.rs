@@ -31,16 +31,20 @@ struct State {
 
 /// The disk; `lying` makes its `sync` return without having done anything.
 #[derive(Default)]
-pub(crate) struct Simulated {
+pub struct Simulated {
     state: Mutex<State>,
     lying: bool,
 }
 
 /// SplitMix64: the whims of a crash, from a seed.
-pub(crate) struct Whims(pub(crate) u64);
+pub struct Whims(
+    /// The state; the seed at first.
+    pub u64,
+);
 
 impl Whims {
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
+    /// A number below `n` (0 where `n` is 0).
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -50,7 +54,8 @@ impl Whims {
 }
 
 impl Simulated {
-    pub(crate) fn lying() -> Simulated {
+    /// A disk whose `sync` does nothing.
+    pub fn lying() -> Simulated {
         Simulated { lying: true, ..Simulated::default() }
     }
 
@@ -59,17 +64,17 @@ impl Simulated {
     }
 
     /// The power goes during the operation after `operations` more.
-    pub(crate) fn fuse(&self, operations: usize) {
+    pub fn fuse(&self, operations: usize) {
         self.state().fuse = Some(operations);
     }
 
     /// No more than `bytes` fit.
-    pub(crate) fn capacity(&self, bytes: Option<usize>) {
+    pub fn capacity(&self, bytes: Option<usize>) {
         self.state().capacity = bytes;
     }
 
     /// The disk as it is found after the power has gone.
-    pub(crate) fn after_crash(&self, seed: u64) -> Simulated {
+    pub fn after_crash(&self, seed: u64) -> Simulated {
         let mut whims = Whims(seed);
         let mut state = self.state().clone();
         state.fuse = None;
@@ -97,13 +102,14 @@ impl Simulated {
     }
 
     /// Flips all bits of one byte.
-    pub(crate) fn damage(&self, name: &str, at: usize) {
+    pub fn damage(&self, name: &str, at: usize) {
         let mut state = self.state();
         let inode = state.names[name];
         state.inodes[inode].bytes[at] ^= 0xFF;
     }
 
-    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+    /// What is in a file.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
         let state = self.state();
         state.inodes[state.names[name]].bytes.clone()
     }

@@ -35,8 +35,7 @@ mod crc;
 mod disk;
 mod reader;
 mod record;
-#[cfg(test)]
-pub(crate) mod simulated;
+pub mod simulated;
 #[cfg(test)]
 mod tests;
 
@@ -274,6 +273,11 @@ impl Journal {
     /// The first offset there is, and the one after the last durable one.
     pub fn bounds(&self) -> (u64, u64) {
         self.shared.bounds()
+    }
+
+    /// The offset that the next entry gets.
+    pub fn next_offset(&self) -> u64 {
+        self.next
     }
 
     /// Bytes on disk, durable ones only.
