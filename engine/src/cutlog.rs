@@ -37,6 +37,7 @@
 //! newest checkpoint; a sink that is ahead of it then refuses.
 
 mod record;
+mod recorder;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use record::{Begin, Cut, LogRecord, Rewind};
+pub use recorder::{CutMemory, PastCuts, Recorder};
 
 use crate::journal::{Disk, Entry, Journal, JournalError, Kind, Reader};
 use crate::time::Epoch;
@@ -282,6 +284,11 @@ impl CutLog {
             self.journal.trim(offset)?;
         }
         Ok(())
+    }
+
+    /// Whether an fsync failed: the log has to be opened anew.
+    pub fn is_unsure(&self) -> bool {
+        self.journal.is_unsure()
     }
 
     /// Bytes on disk.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::clock::ClockRef;
 use crate::connector::ConnectorError;
 use crate::cut::SplitFacts;
+use crate::cutlog::CutMemory;
 use crate::operator::{Counts, OperatorError};
 use crate::sink::SinkReport;
 use crate::time::Millis;
@@ -129,6 +130,9 @@ pub struct JobControl {
     pub clock: ClockRef,
     /// Whether sinks compute digests.
     pub digests: bool,
+    memory: Option<Arc<dyn CutMemory>>,
+    /// Whether some worker hands cuts to the memory.
+    keeper: AtomicBool,
     stopping: AtomicBool,
     failure: Mutex<Option<Failure>>,
     sources: Registry<SourceCounters>,
@@ -152,11 +156,23 @@ fn list<T>(registry: &Registry<T>) -> Vec<(String, Arc<T>)> {
 }
 
 impl JobControl {
-    /// A job that has not started.
+    /// A job that has not started, and forgets its cuts.
     pub fn new(clock: ClockRef, digests: bool) -> Arc<JobControl> {
+        JobControl::remembering(clock, digests, None)
+    }
+
+    /// A job that has not started. It goes by the cuts that the memory has, makes more, and its
+    /// sinks accept no epoch whose cut is not on disk.
+    pub fn remembering(
+        clock: ClockRef,
+        digests: bool,
+        memory: Option<Arc<dyn CutMemory>>,
+    ) -> Arc<JobControl> {
         Arc::new(JobControl {
             clock,
             digests,
+            memory,
+            keeper: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             failure: Mutex::default(),
             sources: Mutex::default(),
@@ -166,6 +182,17 @@ impl JobControl {
             notices: Mutex::default(),
             lags: Mutex::default(),
         })
+    }
+
+    /// What remembers the job's cuts.
+    pub(crate) fn memory(&self) -> Option<&Arc<dyn CutMemory>> {
+        self.memory.as_ref()
+    }
+
+    /// The memory, for the first worker that asks.
+    pub(crate) fn keep_cuts(&self) -> Option<Arc<dyn CutMemory>> {
+        let first = !self.keeper.swap(true, Ordering::SeqCst);
+        self.memory.clone().filter(|_| first)
     }
 
     /// Asks the sources to stop; what has fired is committed, what has not does not fire.

@@ -182,10 +182,22 @@ impl Chunk {
     /// Splits off the first `len` rows, with the bad rows before the next one.
     pub fn split_front(&mut self, len: usize) -> Chunk {
         debug_assert!(len < self.len());
-        let rest = self.len() - len;
         let boundary = self.offsets.at(len);
-        let cut = self.bad.partition_point(|b| b.offset < boundary);
-        let bad_rest = self.bad.split_off(cut);
+        let bad = self.bad.partition_point(|b| b.offset < boundary);
+        self.split(len, bad, boundary)
+    }
+
+    /// Splits off what lies below an offset; `None` where nothing does.
+    fn split_below(&mut self, offset: u64) -> Option<Chunk> {
+        let rows = (0..self.len()).take_while(|&row| self.offsets.at(row) < offset).count();
+        let bad = self.bad.partition_point(|b| b.offset < offset);
+        (rows > 0 || bad > 0).then(|| self.split(rows, bad, offset))
+    }
+
+    /// Splits off so many good and bad rows.
+    fn split(&mut self, len: usize, bad: usize, boundary: u64) -> Chunk {
+        let rest = self.len() - len;
+        let bad_rest = self.bad.split_off(bad);
         let front = Chunk {
             rows: self.rows.slice(0, len),
             diffs: self.diffs.as_ref().map(|d| d.slice(0, len)),
@@ -206,6 +218,17 @@ impl Chunk {
         };
         front
     }
+}
+
+/// What a queue has below an offset.
+#[derive(Debug)]
+pub enum Below {
+    /// This.
+    Some(Chunk),
+    /// Nothing any more: what comes next is at the offset or beyond it, or the split has ended.
+    Nothing,
+    /// Nothing yet.
+    NotYet,
 }
 
 /// Default limit of a split's queue.
@@ -382,6 +405,25 @@ impl SplitQueue {
         let front = state.chunks.front_mut()?;
         let whole = front.len() <= rows_max;
         let chunk = if whole { state.chunks.pop_front()? } else { front.split_front(rows_max) };
+        self.taken(state, &chunk);
+        Some(chunk)
+    }
+
+    /// Takes from the first chunk what lies below an offset.
+    pub fn pop_below(&self, offset: u64) -> Below {
+        let mut state = self.lock();
+        let ended = state.finished;
+        let Some(front) = state.chunks.front_mut() else {
+            return if ended { Below::Nothing } else { Below::NotYet };
+        };
+        let whole = front.next_offset <= offset;
+        let chunk = if whole { state.chunks.pop_front() } else { front.split_below(offset) };
+        let Some(chunk) = chunk else { return Below::Nothing };
+        self.taken(state, &chunk);
+        Below::Some(chunk)
+    }
+
+    fn taken(&self, mut state: MutexGuard<'_, QueueState>, chunk: &Chunk) {
         // A slice counts by its share, so what was added is what is taken away, give or take
         // rounding.
         state.bytes = state.bytes.saturating_sub(chunk.bytes());
@@ -393,7 +435,6 @@ impl SplitQueue {
         if room {
             self.room.notify_all();
         }
-        Some(chunk)
     }
 
     /// Whether a chunk waits.

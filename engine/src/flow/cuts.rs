@@ -16,6 +16,7 @@ use super::adapter::least;
 use super::driver::{EpochPolicy, Known, LEAD};
 use super::lifted::FactsStream;
 use crate::cut::{CutPart, EpochFacts};
+use crate::cutlog::CutMemory;
 use crate::job::{JobControl, SplitView};
 use crate::rows::SplitId;
 use crate::time::Epoch;
@@ -32,6 +33,8 @@ pub(crate) struct CutParts {
     pub(crate) driver: Rc<RefCell<Option<Activator>>>,
     pub(crate) control: Arc<JobControl>,
     pub(crate) names: SplitNames,
+    /// Where this worker hands its process's cuts.
+    pub(crate) memory: Option<Arc<dyn CutMemory>>,
 }
 
 /// Resolves parts into facts.
@@ -68,6 +71,9 @@ pub(crate) fn resolve<'scope>(
                 }
                 let (epoch, (mut parts, capability)) = entry.remove_entry();
                 parts.sort_by_key(|p| p.worker);
+                if let Some(memory) = &shared.memory {
+                    memory.keep(epoch, &parts);
+                }
                 let facts = shared.known.borrow_mut().close(epoch, parts);
                 output.activate().session(&capability).give(facts);
                 changed = true;
@@ -102,12 +108,13 @@ impl Known {
     /// Closes an epoch and, in a replay, decides what is read `LEAD` epochs later.
     fn close(&mut self, epoch: Epoch, parts: Vec<CutPart>) -> EpochFacts {
         let facts = self.state.close(parts);
-        // The first cut decides for all epochs that have no cut of their own to go by.
-        let from = if epoch == 0 { 1 } else { epoch + LEAD };
-        for later in from..=epoch + LEAD {
+        // The first cut decides for all epochs that have no cut of their own to go by; so does a
+        // recorded one behind which epochs were passed over.
+        for later in self.decided.max(epoch) + 1..=epoch + LEAD {
             let EpochPolicy::Replay { first, .. } = self.policy else { break };
             let rows = self.policy.replay_rows(later);
             self.decisions.push_back((later, self.state.decide(rows, first)));
+            self.decided = later;
         }
         facts
     }

@@ -26,10 +26,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relive::Past;
+
 use super::reading::{Reading, Taken};
 use crate::cut::{CutPart, CutState, Quota, SplitState};
 use crate::graph::SourceNode;
-use crate::job::JobControl;
+use crate::job::{Failure, JobControl};
 use crate::rows::{Delta, SplitId};
 use crate::source::SourceHandle;
 use crate::time::{Epoch, MARK_NONE, Millis};
@@ -84,6 +86,8 @@ const FIRST_EPOCHS: Epoch = 32;
 /// What a replay reads before operators have their turn.
 const STEP_BYTES: usize = 4 << 20;
 const CHUNK_ROWS_MAX: usize = 16_384;
+const STOPPED: &str = "stopped while it went again through what was read before; nothing is lost, \
+                       the next start does it again";
 const HEARTBEAT: Millis = 1_000;
 /// Over this time it is counted what the sinks accept.
 const PACE_WINDOW: Millis = 1_000;
@@ -95,8 +99,9 @@ pub(crate) struct Known {
     pub(crate) state: CutState,
     /// The greatest epoch of any part that has arrived.
     pub(crate) seen: Epoch,
-    /// Decisions of a replay, by epoch.
+    /// Decisions of a replay, by epoch, and the last epoch that was decided.
     pub(crate) decisions: VecDeque<(Epoch, Vec<Quota>)>,
+    pub(crate) decided: Epoch,
     pub(crate) policy: EpochPolicy,
 }
 
@@ -190,6 +195,10 @@ pub(crate) struct Driver {
     quotas: Option<Vec<Quota>>,
     turn: usize,
     pace: Pace,
+    /// What rows of the open epoch see as the time, once it has any.
+    time: Option<Millis>,
+    /// Recorded cuts that are still to be gone by.
+    past: Option<Past>,
 }
 
 impl Driver {
@@ -205,6 +214,7 @@ impl Driver {
         };
         let places = sources.iter().enumerate().flat_map(place).collect();
         let now = control.clock.now();
+        let past = control.memory().map(|memory| Past::of(memory.past()));
         Driver {
             worker,
             policy,
@@ -223,6 +233,8 @@ impl Driver {
             quotas: None,
             turn: 0,
             pace: Pace::start(now),
+            time: None,
+            past,
         }
     }
 
@@ -239,10 +251,20 @@ impl Driver {
             return self.finish(out);
         }
         if self.control.is_stopping() {
+            if self.past.is_some() {
+                // Half of a recorded epoch must not be taken for the whole.
+                self.control.fail(Failure::Operator {
+                    operator: "recovery".to_owned(),
+                    message: STOPPED.to_owned(),
+                });
+            }
             return self.finish(out);
         }
         self.settle(accepted);
         self.pass_notices_on();
+        if let Some(next) = self.relive(out) {
+            return next;
+        }
         if self.epoch == 0 {
             return self.close(out, true);
         }
@@ -259,6 +281,9 @@ impl Driver {
             return;
         }
         self.noticed = now;
+        if let Some(memory) = self.control.memory() {
+            self.control.set_notice("cut log", memory.notice());
+        }
         for source in &self.sources {
             for reading in &source.readings {
                 let (lag, notice) = reading.queue.report();
@@ -334,9 +359,18 @@ impl Driver {
         readings.filter(|r| r.changed || first).for_each(|r| r.facts(&mut splits));
         let quiet = splits.is_empty() && self.rows_here == 0;
         if always || !quiet {
-            out.part(CutPart { worker: self.worker, recorded_time: now, splits });
+            let recorded_time = self.time.unwrap_or(now);
+            out.part(CutPart { worker: self.worker, recorded_time, splits });
             self.last_part = now;
         }
+        self.issue();
+        self.opened = now;
+        self.epoch = self.next_epoch(now);
+        if self.all_finished() { Next::Done } else { Next::Epoch(self.epoch) }
+    }
+
+    /// Notes what was given to the dataflow in the epoch that is closed.
+    fn issue(&mut self) {
         if self.rows_here > 0 {
             let offsets =
                 |s: &SourceRuntime| s.readings.iter().filter_map(Reading::offset).collect();
@@ -344,18 +378,22 @@ impl Driver {
             let (epoch, rows, bytes) = (self.epoch, self.rows_here, self.bytes_here);
             self.issued.push_back(Issued { epoch, rows, bytes, offsets });
         }
-        (self.rows_here, self.bytes_here, self.opened) = (0, 0, now);
-        self.epoch = match self.policy {
+        (self.rows_here, self.bytes_here, self.time) = (0, 0, None);
+    }
+
+    fn next_epoch(&self, now: Millis) -> Epoch {
+        match self.policy {
             EpochPolicy::Live { interval, .. } => {
                 let grid = now.max(0) / interval.max(1) * interval.max(1);
                 let seen = self.known.borrow().seen;
                 (grid as u64).max(self.epoch + 1).max(seen + 1)
             }
             EpochPolicy::Replay { .. } => self.epoch + 1,
-        };
-        let over =
-            self.sources.iter().all(|s| s.readings.iter().all(|r| r.state == SplitState::Finished));
-        if over { Next::Done } else { Next::Epoch(self.epoch) }
+        }
+    }
+
+    fn all_finished(&self) -> bool {
+        self.sources.iter().all(|s| s.readings.iter().all(|r| r.state == SplitState::Finished))
     }
 
     fn emit(&mut self, place: (usize, usize), taken: Taken, out: &mut impl Outlets) {
@@ -448,7 +486,7 @@ impl Driver {
         }
         reading.queue.want();
         if let Some(chunk) = reading.queue.pop(budget) {
-            let taken = reading.take(chunk, now);
+            let taken = reading.take(chunk, *self.time.get_or_insert(now));
             let more = reading.queue.has_chunk();
             self.emit(place, taken, out);
             return more;
@@ -564,7 +602,7 @@ impl Driver {
         match reading.queue.pop(quota.rows) {
             Some(chunk) => {
                 quota.rows -= chunk.len();
-                let taken = reading.take(chunk, now);
+                let taken = reading.take(chunk, *self.time.get_or_insert(now));
                 self.emit(place, taken, out);
                 true
             }
@@ -580,5 +618,6 @@ impl Driver {
     }
 }
 
+mod relive;
 #[cfg(test)]
 mod tests;

@@ -61,7 +61,8 @@ pub(crate) fn install(
         let activator = Rc::new(RefCell::new(None));
         let progress = (accepted.clone(), committed.clone());
         let made = drive(scope, shared_driver, &nodes, &used, progress, &activator);
-        let shared = CutParts { known, driver: activator, control: control.clone(), names };
+        let memory = control.keep_cuts();
+        let shared = CutParts { known, driver: activator, control: control.clone(), names, memory };
         let facts = resolve(made.parts, shared);
         let mut built = Built {
             streams: made.streams,
@@ -143,7 +144,7 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
         plans.push(plan);
     }
     let state = CutState::start(plans);
-    (Known { state, seen: 0, decisions: VecDeque::new(), policy: job.policy }, names)
+    (Known { state, seen: 0, decisions: VecDeque::new(), decided: 0, policy: job.policy }, names)
 }
 
 /// Opens this worker's splits: the i-th of a source belongs to worker i mod peers.

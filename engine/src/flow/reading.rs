@@ -13,7 +13,7 @@ use crate::graph::{SourceNode, dead_letter_schema};
 use crate::job::SourceCounters;
 use crate::marks::SplitMark;
 use crate::rows::{Delta, Origin, Provenance, SplitId, batch_of, sliced_bytes, unpack};
-use crate::source::{BadRow, Chunk, Offsets, SplitQueue};
+use crate::source::{BadRow, Below, Chunk, Offsets, SplitQueue};
 use crate::time::{MARK_END, MARK_NONE, Millis};
 
 /// Marks the number of a queue whose rows carry other splits than its own.
@@ -40,6 +40,8 @@ pub(crate) struct Reading {
     stride: Millis,
     lost: u64,
     width: u32,
+    /// Of an archive: good rows taken.
+    rows: u64,
     pub(crate) quiet_since: Option<Millis>,
 }
 
@@ -65,7 +67,40 @@ impl Reading {
             stride: 0,
             lost: 0,
             width: 0,
+            rows: 0,
             quiet_since: None,
+        }
+    }
+
+    /// All splits that the queue carries.
+    pub(crate) fn splits(&self) -> impl Iterator<Item = SplitId> {
+        self.marks.keys().copied()
+    }
+
+    /// How far the queue was read: the split's offset; of an archive the good rows.
+    pub(crate) fn position(&self) -> u64 {
+        self.marks.get(&self.id).map_or(self.rows, |(_, offset)| *offset)
+    }
+
+    /// Nothing lies between its position and this one.
+    pub(crate) fn stand_at(&mut self, position: u64) {
+        match self.marks.get_mut(&self.id) {
+            Some((_, offset)) => *offset = position,
+            None => self.rows = position,
+        }
+    }
+
+    /// Takes what lies between its position and this one.
+    pub(crate) fn pop_towards(&self, position: u64) -> Below {
+        if self.marks.contains_key(&self.id) {
+            return self.queue.pop_below(position);
+        }
+        let ended = self.queue.is_finished();
+        let left = usize::try_from(position.saturating_sub(self.rows)).unwrap_or(usize::MAX);
+        match self.queue.pop(left) {
+            Some(chunk) => Below::Some(chunk),
+            None if ended => Below::Nothing,
+            None => Below::NotYet,
         }
     }
 
@@ -111,7 +146,7 @@ impl Reading {
         }
         if !self.marks.contains_key(&self.id) {
             let mark = self.mark();
-            let (split, offset) = (self.id, 0);
+            let (split, offset) = (self.id, self.rows);
             out.push(SplitFacts { split, offset, mark, state, stride, lost, width });
         }
         self.changed = false;
@@ -159,6 +194,7 @@ impl Reading {
                 *offset = next_offset;
             }
         } else {
+            self.rows += chunk.len() as u64;
             self.deal(chunk, &mut taken.rows);
         }
         let after = self.mark();

@@ -5,6 +5,9 @@
 //! straight from splits by (split, offset), then rows that operators made by event time and by
 //! whole row.
 //!
+//! # Cut log
+//! Where the job's cuts are remembered, no epoch is accepted before its cut is on disk.
+//!
 //! # Progress
 //! Two streams without rows say how far the sink is: the frontier of the first passes e once e is
 //! accepted by all shards of all workers, that of the second once it is committed.
@@ -26,7 +29,7 @@ use super::lifted::{FactsStream, RowsStream};
 use super::shard::{EpochRows, Shard};
 use crate::digest::digest;
 use crate::graph::SinkNode;
-use crate::job::{JobControl, SinkCounters};
+use crate::job::{Failure, JobControl, SinkCounters};
 use crate::keys::encode_value;
 use crate::rows::{Delta, Origin};
 use crate::time::{Epoch, MARK_NONE, Millis};
@@ -79,6 +82,9 @@ pub(crate) fn attach<'scope>(
             let _ = activator.activate();
         })
     };
+    if let Some(memory) = control.memory() {
+        memory.on_durable(wake());
+    }
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {
         let report = counters.report.clone();
@@ -121,6 +127,9 @@ pub(crate) fn attach<'scope>(
 impl SinkState {
     /// Hands complete epochs to the shards while these have room; gives the first that has to wait.
     fn accept(&mut self, frontier: Epoch) -> Option<Epoch> {
+        if let Some(message) = self.control.memory().and_then(|memory| memory.failure()) {
+            self.control.fail(Failure::Operator { operator: "cut log".to_owned(), message });
+        }
         if self.control.failure().is_some() {
             self.pending.clear();
         }
@@ -129,7 +138,8 @@ impl SinkState {
             if epoch >= frontier {
                 return None;
             }
-            if self.shards.values().any(|s| !s.queue.has_room()) {
+            let durable = self.control.memory().is_none_or(|memory| memory.is_durable(epoch));
+            if !durable || self.shards.values().any(|s| !s.queue.has_room()) {
                 return Some(epoch);
             }
             let pending = entry.remove();

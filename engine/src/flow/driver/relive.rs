@@ -1,0 +1,247 @@
+//! The driver as long as it goes by recorded cuts: what the last generation did is done again.
+//!
+//! # Invariant
+//! When a recorded cut's epoch is closed, each split of this worker stands where the cut says, with
+//! the mark that the cut says. So rows, epochs and watermarks are those of the run before, on any
+//! number of workers.
+//!
+//! # Argument
+//! A split's rows and marks depend on the split alone. They are taken up to the recorded offset,
+//! and the recorded facts, with their clock, are sent instead of our own. If a mark comes out
+//! differently, or a split has ended before, its data is not what was read: the job fails and says
+//! so, rather than write something else under the same epochs.
+//!
+//! # Limits
+//! Of an archive that carries its splits as columns rows are counted, so that bad rows at the very
+//! end of an epoch may come with the next one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Driver, Next, Outlets, STEP_BYTES};
+use crate::connector::ConnectorError;
+use crate::cut::{CutPart, SplitFacts, SplitState};
+use crate::cutlog::{Cut, CutLogError, PastCuts};
+use crate::flow::reading::Reading;
+use crate::rows::SplitId;
+use crate::source::Below;
+use crate::time::Millis;
+
+/// What is wrong, and with which table.
+type Wrong = (String, ConnectorError);
+
+/// A queue of this worker, and where it has to stand.
+struct Goal {
+    place: (usize, usize),
+    facts: SplitFacts,
+    /// The clock of the worker that had it.
+    time: Millis,
+    reached: bool,
+}
+
+/// The recorded cut whose epoch is open.
+struct Open {
+    recorded_time: Millis,
+    /// This worker's part of it.
+    splits: Vec<SplitFacts>,
+    goals: Vec<Goal>,
+}
+
+/// Recorded cuts.
+pub(super) struct Past {
+    cuts: PastCuts,
+    open: Option<Open>,
+    over: bool,
+}
+
+impl Past {
+    pub(super) fn of(cuts: PastCuts) -> Past {
+        Past { cuts, open: None, over: false }
+    }
+
+    fn read(&mut self) -> Result<Option<Cut>, Wrong> {
+        let unreadable = |error: CutLogError| {
+            ("the cut log".to_owned(), ConnectorError::fatal(error.to_string()))
+        };
+        self.cuts.next().transpose().map_err(unreadable)
+    }
+}
+
+impl Driver {
+    /// Goes on with the recorded cuts; `None` where there is none any more.
+    pub(super) fn relive(&mut self, out: &mut impl Outlets) -> Option<Next> {
+        let mut past = self.past.take()?;
+        match self.relive_step(&mut past, out) {
+            Ok(next) => {
+                self.past = Some(past).filter(|past| !past.over);
+                next
+            }
+            Err((table, error)) => {
+                self.control.fail_connector(&table, error);
+                Some(self.finish(out))
+            }
+        }
+    }
+
+    fn relive_step(
+        &mut self,
+        past: &mut Past,
+        out: &mut impl Outlets,
+    ) -> Result<Option<Next>, Wrong> {
+        let Some(open) = &mut past.open else {
+            return Ok(match past.read()? {
+                Some(cut) => Some(self.open_recorded(past, cut)),
+                None => {
+                    past.over = true;
+                    None
+                }
+            });
+        };
+        // An epoch that was begun alone is never too far ahead: nothing else would end it.
+        if !self.issued.is_empty() && self.is_ahead() {
+            return Ok(Some(Next::Wait(Duration::from_micros(300))));
+        }
+        let pause = self.bytes_here + STEP_BYTES;
+        for goal in open.goals.iter_mut().filter(|goal| !goal.reached) {
+            goal.reached = self.approach(goal, pause, out)?;
+            if self.bytes_here >= pause {
+                // The operators' turn.
+                return Ok(Some(Next::Wait(Duration::ZERO)));
+            }
+        }
+        if open.goals.iter().any(|goal| !goal.reached) {
+            return Ok(Some(Next::Wait(Duration::from_millis(2))));
+        }
+        let Some(open) = past.open.take() else { return Ok(None) };
+        self.close_recorded(open, out)?;
+        if self.all_finished() {
+            return Ok(Some(Next::Done));
+        }
+        Ok(Some(match past.read()? {
+            Some(cut) => self.open_recorded(past, cut),
+            None => {
+                past.over = true;
+                self.epoch = self.next_epoch(self.control.clock.now());
+                Next::Epoch(self.epoch)
+            }
+        }))
+    }
+
+    /// Opens the epoch of a recorded cut.
+    fn open_recorded(&mut self, past: &mut Past, cut: Cut) -> Next {
+        let recorded_time = cut.parts.iter().map(|part| part.recorded_time).max();
+        let (mut splits, mut goals) = (Vec::new(), Vec::new());
+        let of_archives: BTreeMap<SplitId, (usize, usize)> = self.carried();
+        for part in cut.parts {
+            for facts in part.splits {
+                if let Some(&place) = self.places.get(&facts.split) {
+                    goals.push(Goal { place, facts, time: part.recorded_time, reached: false });
+                    splits.push(facts);
+                } else if of_archives.contains_key(&facts.split) {
+                    splits.push(facts);
+                }
+            }
+        }
+        let recorded_time = recorded_time.unwrap_or_else(|| self.control.clock.now());
+        past.open = Some(Open { recorded_time, splits, goals });
+        self.epoch = cut.epoch;
+        Next::Epoch(self.epoch)
+    }
+
+    /// The splits that travel in other splits' queues.
+    fn carried(&self) -> BTreeMap<SplitId, (usize, usize)> {
+        let readings = self.places.iter().map(|(id, place)| (*id, *place));
+        let of = |(id, place): (SplitId, (usize, usize))| {
+            let reading = &self.sources[place.0].readings[place.1];
+            let others = reading.splits().filter(move |split| *split != id);
+            others.map(move |split| (split, place)).collect::<Vec<_>>()
+        };
+        readings.flat_map(of).collect()
+    }
+
+    /// Reads on towards a goal, until about `pause` bytes are taken; whether it is reached.
+    fn approach(
+        &mut self,
+        goal: &Goal,
+        pause: usize,
+        out: &mut impl Outlets,
+    ) -> Result<bool, Wrong> {
+        let Goal { place, facts, time, .. } = goal;
+        loop {
+            let source = &mut self.sources[place.0];
+            let reading = &mut source.readings[place.1];
+            if facts.state != SplitState::Waiting {
+                reading.queue.want();
+            }
+            let ended = reading.queue.is_finished();
+            if reading.position() >= facts.offset {
+                if facts.state != SplitState::Finished || ended {
+                    return Ok(true);
+                }
+                if reading.queue.has_chunk() {
+                    let what = format!("it goes on beyond offset {}, where it ended", facts.offset);
+                    return Err(changed(&source.node.table, reading, &what));
+                }
+            } else {
+                match reading.pop_towards(facts.offset) {
+                    Below::Some(chunk) => {
+                        let taken = reading.take(chunk, *time);
+                        self.emit(*place, taken, out);
+                        if self.bytes_here >= pause {
+                            return Ok(false);
+                        }
+                        continue;
+                    }
+                    Below::Nothing if ended => {
+                        let (at, to) = (reading.position(), facts.offset);
+                        let what = format!("it ends at offset {at}, and was read up to {to}");
+                        return Err(changed(&source.node.table, reading, &what));
+                    }
+                    Below::Nothing => {
+                        reading.stand_at(facts.offset);
+                        continue;
+                    }
+                    Below::NotYet => {}
+                }
+            }
+            if !self.help(*place) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Closes the epoch of a recorded cut, if all is as it was.
+    fn close_recorded(&mut self, open: Open, out: &mut impl Outlets) -> Result<(), Wrong> {
+        let mut now = Vec::new();
+        for goal in &open.goals {
+            let reading = &mut self.sources[goal.place.0].readings[goal.place.1];
+            reading.state = goal.facts.state;
+            reading.facts(&mut now);
+        }
+        let marks: BTreeMap<SplitId, Millis> = now.iter().map(|f| (f.split, f.mark)).collect();
+        for facts in &open.splits {
+            let Some(&mark) = marks.get(&facts.split).filter(|mark| **mark != facts.mark) else {
+                continue;
+            };
+            let place = self.places.get(&facts.split).copied();
+            let Some(place) = place.or_else(|| self.carried().get(&facts.split).copied()) else {
+                continue;
+            };
+            let (source, was) = (&self.sources[place.0], facts.mark);
+            let offset = facts.offset;
+            let what = format!("at offset {offset} its watermark is {mark}, and was {was}");
+            return Err(changed(&source.node.table, &source.readings[place.1], &what));
+        }
+        let (worker, recorded_time) = (self.worker, open.recorded_time);
+        out.part(CutPart { worker, recorded_time, splits: open.splits });
+        self.issue();
+        Ok(())
+    }
+}
+
+fn changed(table: &str, reading: &Reading, what: &str) -> Wrong {
+    let name = &reading.queue.split.name;
+    let message = format!("{name} is not what it was when it was read before: {what}");
+    let hint = "bring the data back, or start the job anew under another state";
+    (table.to_owned(), ConnectorError::fatal(message).hint(hint))
+}
