@@ -127,6 +127,8 @@ struct Turn {
 #[derive(Clone, Debug, Default)]
 struct Known {
     summary: Summary,
+    /// Whether the log's beginning is gone.
+    trimmed: bool,
     /// The generation of the last cut in force, or less.
     of_last: u64,
     turns: Vec<Turn>,
@@ -151,7 +153,7 @@ impl CutLog {
     pub fn open(disk: Arc<dyn Disk>, job: &str, segment_bytes: u64) -> Result<CutLog, CutLogError> {
         let journal = Journal::open(disk, &format!("cuts of {job}"), segment_bytes)?;
         let mut reader = journal.reader(journal.bounds().0);
-        let mut known = Known::default();
+        let mut known = Known { trimmed: journal.bounds().0 > 0, ..Known::default() };
         let mut first = true;
         while let Some((offset, record)) = next(&mut reader)? {
             if std::mem::take(&mut first) {
@@ -159,7 +161,20 @@ impl CutLog {
             }
             known.take(offset, &record)?;
         }
-        Ok(CutLog { journal, durable: known.clone(), known })
+        let mut log = CutLog { journal, durable: known.clone(), known };
+        log.settle_floor()?;
+        Ok(log)
+    }
+
+    /// What a trimmed log begins with may have been taken back: its floor is below the first cut
+    /// in force.
+    fn settle_floor(&mut self) -> Result<(), CutLogError> {
+        if self.known.trimmed {
+            let first = self.cuts().next().transpose()?;
+            let floor = first.map_or(self.durable.summary.last, |cut| cut.after);
+            (self.known.summary.floor, self.durable.summary.floor) = (floor, floor);
+        }
+        Ok(())
     }
 
     /// What it holds, also what is not on disk yet.
@@ -188,15 +203,15 @@ impl CutLog {
         cuts: impl Iterator<Item = Result<Cut, CutLogError>>,
     ) -> Result<(), CutLogError> {
         let own = self.summary();
-        if own.last < floor || floor < own.floor && own.floor == own.last {
-            // Nothing in common.
+        if floor > own.floor || floor < own.floor && own.floor == own.last {
+            // Nothing that can be told to be in common.
             self.append(&LogRecord::Rewind(Rewind { to: floor, anew: true }))?;
             for cut in cuts {
                 self.append_cut(cut?)?;
             }
             return self.sync();
         }
-        let floor = floor.max(own.floor);
+        let floor = own.floor;
         let beyond =
             |cut: &Result<Cut, CutLogError>| cut.as_ref().is_ok_and(|cut| Some(cut.epoch) <= floor);
         let mut mine = self.cuts().skip_while(beyond);
@@ -250,7 +265,13 @@ impl CutLog {
     pub fn sync(&mut self) -> Result<(), CutLogError> {
         let done = self.journal.sync().map(|_| ());
         self.or_forget(done)?;
-        self.durable = self.known.clone();
+        let (known, durable) = (&self.known, &mut self.durable);
+        (durable.summary, durable.of_last) = (known.summary, known.of_last);
+        // What is noted changes seldom, and only with its length or a turn.
+        if (known.noted.len(), known.turns.len()) != (durable.noted.len(), durable.turns.len()) {
+            durable.noted.clone_from(&known.noted);
+            durable.turns.clone_from(&known.turns);
+        }
         Ok(())
     }
 
@@ -270,7 +291,7 @@ impl CutLog {
         for at in (1..turns.len()).rev() {
             turns[at - 1].keeps = turns[at - 1].keeps.min(turns[at].keeps);
         }
-        Cuts { reader, turns: turns.into() }
+        Cuts { reader, turns: turns.into(), last: None }
     }
 
     /// Removes what lies before the cuts that follow `epoch`, as far as whole segments go.
@@ -282,6 +303,14 @@ impl CutLog {
         let mut safe = noted.filter(|(_, after)| *after <= Some(epoch));
         if let Some(&(offset, _)) = safe.next() {
             self.journal.trim(offset)?;
+            let first = self.journal.bounds().0;
+            for known in [&mut self.known, &mut self.durable] {
+                known.trimmed = first > 0;
+                known.noted.retain(|(noted, _)| *noted >= first);
+                // Of what was taken back before nothing is left.
+                known.turns.retain(|turn| turn.offset >= first);
+            }
+            self.settle_floor()?;
         }
         Ok(())
     }
@@ -317,7 +346,9 @@ impl Known {
                 summary.generation = *generation;
             }
             LogRecord::Rewind(Rewind { to, anew }) => {
-                if !anew && (*to < summary.floor || *to > summary.last) {
+                if self.trimmed && *to < summary.floor {
+                    summary.floor = *to;
+                } else if !anew && (*to < summary.floor || *to > summary.last) {
                     let (floor, last) = (shown(summary.floor), shown(summary.last));
                     let to = shown(*to);
                     return wrong(format!("back to {to}, but the cuts go from {floor} to {last}"));
@@ -358,6 +389,8 @@ pub struct Cuts {
     reader: Reader,
     /// `Rewind`s that are still ahead, with the last epoch that all of them leave in force.
     turns: VecDeque<Turn>,
+    /// The epoch of the last one.
+    last: Option<Epoch>,
 }
 
 impl Iterator for Cuts {
@@ -376,6 +409,13 @@ impl Iterator for Cuts {
             if let LogRecord::Cut(cut) = record
                 && self.turns.front().is_none_or(|turn| Some(cut.epoch) <= turn.keeps)
             {
+                if self.last.is_some() && self.last != cut.after {
+                    let (last, after) = (shown(self.last), shown(cut.after));
+                    let epoch = cut.epoch;
+                    let reason = format!("epoch {epoch} follows {after}, but {last} was before");
+                    return Some(Err(CutLogError::Record { offset, reason }));
+                }
+                self.last = Some(cut.epoch);
                 return Some(Ok(cut));
             }
         }

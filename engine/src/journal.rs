@@ -200,6 +200,10 @@ impl Journal {
                 }
             }
         }
+        if let Some(last) = segments.last() {
+            // A process that died may have left what it had not synced, and it counts from now on.
+            disk.sync(&last.name).map_err(|e| failed("sync", &last.name, e))?;
+        }
         let appended = segments.last().map_or(0, |s| s.bytes);
         let durable = Durable { segments, end, closed: false };
         let shared = Arc::new(Shared {

@@ -225,8 +225,10 @@ impl Chunk {
 pub enum Below {
     /// This.
     Some(Chunk),
-    /// Nothing any more: what comes next is at the offset or beyond it, or the split has ended.
-    Nothing,
+    /// Nothing: what comes next is at the offset or beyond it.
+    Beyond,
+    /// Nothing: the split has ended.
+    Ended,
     /// Nothing yet.
     NotYet,
 }
@@ -414,11 +416,28 @@ impl SplitQueue {
         let mut state = self.lock();
         let ended = state.finished;
         let Some(front) = state.chunks.front_mut() else {
-            return if ended { Below::Nothing } else { Below::NotYet };
+            return if ended { Below::Ended } else { Below::NotYet };
         };
         let whole = front.next_offset <= offset;
         let chunk = if whole { state.chunks.pop_front() } else { front.split_below(offset) };
-        let Some(chunk) = chunk else { return Below::Nothing };
+        let Some(chunk) = chunk else { return Below::Beyond };
+        self.taken(state, &chunk);
+        Below::Some(chunk)
+    }
+
+    /// Takes at most `rows_max` good rows from the first chunk; with 0 it takes one without any.
+    pub fn pop_rows(&self, rows_max: usize) -> Below {
+        let mut state = self.lock();
+        let ended = state.finished;
+        let Some(front) = state.chunks.front_mut() else {
+            return if ended { Below::Ended } else { Below::NotYet };
+        };
+        let whole = front.len() <= rows_max;
+        let chunk = match whole {
+            true => state.chunks.pop_front(),
+            false => (rows_max > 0).then(|| front.split_front(rows_max)),
+        };
+        let Some(chunk) = chunk else { return Below::Beyond };
         self.taken(state, &chunk);
         Below::Some(chunk)
     }

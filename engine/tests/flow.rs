@@ -432,3 +432,26 @@ fn no_row_reaches_a_sink_before_its_cut_is_on_disk() {
     assert_eq!(lines_of(&written).len() as i64, ROWS);
     assert!(durable());
 }
+
+#[test]
+fn a_stop_in_the_middle_of_the_past_leaves_it_as_it_is() {
+    let (_, _, cuts) = lived(false);
+    for (cuts, goes_again) in [(&cuts[..], true), (&[][..], false)] {
+        let (disk, written) = (disk_with(cuts), Written::default());
+        let memory = memory_on(&disk, 2);
+        let control = JobControl::remembering(Arc::new(SystemClock), false, Some(memory));
+        control.stop();
+        let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
+        let cluster = Cluster { threads: 2, ..Cluster::default() };
+        let theirs = written.clone();
+        let ended = run(&cluster, job, &control, move |_| Ok(graph(false, false, &theirs)));
+        match ended {
+            Err(failed) if goes_again => {
+                assert!(failed.to_string().contains("the next start does it again"), "{failed}");
+                assert_eq!(cuts_on(&disk), cuts);
+            }
+            ended => assert!(ended.is_ok() && !goes_again),
+        }
+        assert!(lines_of(&written).is_empty());
+    }
+}

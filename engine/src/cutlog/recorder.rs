@@ -12,7 +12,7 @@
 //!
 //! # Limits
 //! What waits is bounded by how far sources may be ahead of the sinks, which accept nothing that
-//! is not durable.
+//! is not durable; but for epochs without rows, of which there is one a second.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -120,8 +120,13 @@ impl Drop for Recorder {
 
 impl CutMemory for Recorder {
     fn past(&self) -> PastCuts {
-        let cuts = self.past.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Box::new(cuts.into_iter().flatten())
+        match self.past.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            Some(cuts) => Box::new(cuts),
+            None => {
+                let reason = "more workers ask for the past than were told of".to_owned();
+                Box::new(std::iter::once(Err(CutLogError::Record { offset: 0, reason })))
+            }
+        }
     }
 
     fn keep(&self, epoch: Epoch, parts: &[CutPart]) {

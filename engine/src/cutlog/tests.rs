@@ -180,7 +180,10 @@ fn another_log_is_taken_over() {
     assert_eq!(taken((None, whole), (None, &whole[..2])), (None, whole[..2].to_vec()));
     assert_eq!(taken((None, whole), (None, &[])), (None, Vec::new()));
     // Logs that were trimmed, or begun at a checkpoint.
-    assert_eq!(taken((None, &whole[..3]), (Some(20), rest)), (None, whole.to_vec()));
+    assert_eq!(taken((None, &whole[..3]), (Some(20), rest)), (Some(20), rest.to_vec()));
+    // Of these 18 may be void, and 20 is missing.
+    let other: &[(u64, Epoch)] = &[(1, 10), (1, 18), (1, 25)];
+    assert_eq!(taken((None, other), (Some(20), rest)), (Some(20), rest.to_vec()));
     assert_eq!(taken((Some(20), &rest[..1]), (None, whole)), (Some(20), rest.to_vec()));
     assert_eq!(taken((None, &whole[..1]), (Some(20), rest)), (Some(20), rest.to_vec()));
     assert_eq!(taken((Some(90), &[]), (Some(20), rest)), (Some(20), rest.to_vec()));
@@ -201,6 +204,7 @@ fn a_trimmed_log_goes_on_from_where_it_was_trimmed() {
     assert!(log.bytes() < before / 2, "{} of {before} bytes", log.bytes());
     let first = kept(&log)[0].1;
     assert!((10_250..=40_010).contains(&first), "{first}");
+    assert_eq!(log.summary().floor, Some(first - 10));
     drop(log);
     let log = open(&disk);
     assert_eq!(
@@ -208,6 +212,24 @@ fn a_trimmed_log_goes_on_from_where_it_was_trimmed() {
         Summary { generation: 1, floor: Some(first - 10), last: Some(50_000) }
     );
     assert_eq!(kept(&log).len() as u64, (50_000 - first) / 10 + 1);
+}
+
+#[test]
+fn a_log_that_was_trimmed_within_what_was_taken_back_opens() {
+    let disk = Arc::new(Simulated::default());
+    let mut log = open(&disk);
+    log.begin(begin(1, None)).unwrap();
+    (1..=3_000).collect::<Vec<Epoch>>().chunks(50).for_each(|part| extend(&mut log, part));
+    back(&mut log, Some(1_500), false);
+    log.begin(begin(2, Some(1_500))).unwrap();
+    (4_000..=6_000).collect::<Vec<Epoch>>().chunks(50).for_each(|part| extend(&mut log, part));
+    log.trim(4_500).unwrap();
+    let (floor, cuts) = (log.summary().floor, kept(&log));
+    assert!(floor < Some(4_500) && cuts.last() == Some(&(2, 6_000)), "{floor:?}");
+    drop(log);
+    let log = open(&disk);
+    assert_eq!((log.summary().floor, kept(&log)), (floor, cuts));
+    assert!(log.journal.bounds().0 > 1_500, "the boundary lies behind the rewind's goal");
 }
 
 #[test]

@@ -108,6 +108,7 @@ impl Known {
     /// Closes an epoch and, in a replay, decides what is read `LEAD` epochs later.
     fn close(&mut self, epoch: Epoch, parts: Vec<CutPart>) -> EpochFacts {
         let facts = self.state.close(parts);
+        self.closed = Some(epoch);
         // The first cut decides for all epochs that have no cut of their own to go by; so does a
         // recorded one behind which epochs were passed over.
         for later in self.decided.max(epoch) + 1..=epoch + LEAD {

@@ -102,6 +102,8 @@ pub(crate) struct Known {
     /// Decisions of a replay, by epoch, and the last epoch that was decided.
     pub(crate) decisions: VecDeque<(Epoch, Vec<Quota>)>,
     pub(crate) decided: Epoch,
+    /// The last epoch that all workers have closed.
+    pub(crate) closed: Option<Epoch>,
     pub(crate) policy: EpochPolicy,
 }
 
@@ -214,7 +216,7 @@ impl Driver {
         };
         let places = sources.iter().enumerate().flat_map(place).collect();
         let now = control.clock.now();
-        let past = control.memory().map(|memory| Past::of(memory.past()));
+        let past = control.memory().and_then(|memory| Past::of(memory.past()));
         Driver {
             worker,
             policy,
@@ -248,15 +250,15 @@ impl Driver {
     pub(crate) fn step(&mut self, accepted: Accepted, out: &mut impl Outlets) -> Next {
         if let Some(failed) = self.failure() {
             self.control.fail_connector(&failed.0, failed.1);
-            return self.finish(out);
+            return if self.past.is_some() { self.freeze() } else { self.finish(out) };
         }
         if self.control.is_stopping() {
             if self.past.is_some() {
-                // Half of a recorded epoch must not be taken for the whole.
                 self.control.fail(Failure::Operator {
                     operator: "recovery".to_owned(),
                     message: STOPPED.to_owned(),
                 });
+                return self.freeze();
             }
             return self.finish(out);
         }
@@ -337,14 +339,18 @@ impl Driver {
     }
 
     fn finish(&mut self, out: &mut impl Outlets) -> Next {
+        self.stop_sources();
+        self.close(out, false);
+        Next::Done
+    }
+
+    fn stop_sources(&mut self) {
         for source in &mut self.sources {
             if let Some(handle) = source.handle.as_mut() {
                 handle.stop();
             }
             source.readings.iter().for_each(|r| r.queue.close());
         }
-        self.close(out, false);
-        Next::Done
     }
 
     /// Closes the open epoch and chooses the next.

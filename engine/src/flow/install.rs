@@ -144,7 +144,17 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
         plans.push(plan);
     }
     let state = CutState::start(plans);
-    (Known { state, seen: 0, decisions: VecDeque::new(), decided: 0, policy: job.policy }, names)
+    (
+        Known {
+            state,
+            seen: 0,
+            decisions: VecDeque::new(),
+            decided: 0,
+            closed: None,
+            policy: job.policy,
+        },
+        names,
+    )
 }
 
 /// Opens this worker's splits: the i-th of a source belongs to worker i mod peers.

@@ -40,7 +40,7 @@ pub(crate) struct Reading {
     stride: Millis,
     lost: u64,
     width: u32,
-    /// Of an archive: good rows taken.
+    /// Of an archive: rows taken, but for those that could not be decoded.
     rows: u64,
     pub(crate) quiet_since: Option<Millis>,
 }
@@ -77,7 +77,7 @@ impl Reading {
         self.marks.keys().copied()
     }
 
-    /// How far the queue was read: the split's offset; of an archive the good rows.
+    /// How far the queue was read: the split's offset; of an archive the rows that were decoded.
     pub(crate) fn position(&self) -> u64 {
         self.marks.get(&self.id).map_or(self.rows, |(_, offset)| *offset)
     }
@@ -95,13 +95,8 @@ impl Reading {
         if self.marks.contains_key(&self.id) {
             return self.queue.pop_below(position);
         }
-        let ended = self.queue.is_finished();
         let left = usize::try_from(position.saturating_sub(self.rows)).unwrap_or(usize::MAX);
-        match self.queue.pop(left) {
-            Some(chunk) => Below::Some(chunk),
-            None if ended => Below::Nothing,
-            None => Below::NotYet,
-        }
+        self.queue.pop_rows(left)
     }
 
     /// Learns from the first rows of a lazy split how wide they are, and where it holds the
@@ -173,7 +168,7 @@ impl Reading {
         self.quiet_since = None;
         self.state = SplitState::Reading;
         let before = self.mark();
-        let next_offset = chunk.next_offset;
+        let (next_offset, decoded) = (chunk.next_offset, chunk.len() as u64);
         let (chunk, mut bad) = self.compute(chunk, now);
         let (chunk, without_time) = self.drop_null_times(chunk);
         bad.extend(without_time);
@@ -194,7 +189,7 @@ impl Reading {
                 *offset = next_offset;
             }
         } else {
-            self.rows += chunk.len() as u64;
+            self.rows += decoded;
             self.deal(chunk, &mut taken.rows);
         }
         let after = self.mark();

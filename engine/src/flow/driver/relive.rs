@@ -11,11 +11,15 @@
 //! differently, or a split has ended before, its data is not what was read: the job fails and says
 //! so, rather than write something else under the same epochs.
 //!
+//! An epoch is never left half done: on a stop or a failure no part is sent and no capability is
+//! dropped, so that nobody takes for whole what is not.
+//!
 //! # Limits
-//! Of an archive that carries its splits as columns rows are counted, so that bad rows at the very
-//! end of an epoch may come with the next one.
+//! Of an archive that carries its splits as columns rows are counted, so that rows that cannot be
+//! decoded at the very end of an epoch may come with the next one. Marks show that data has
+//! changed, not every change shows in them: where there is no event time they show nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{Driver, Next, Outlets, STEP_BYTES};
@@ -25,7 +29,7 @@ use crate::cutlog::{Cut, CutLogError, PastCuts};
 use crate::flow::reading::Reading;
 use crate::rows::SplitId;
 use crate::source::Below;
-use crate::time::Millis;
+use crate::time::{Epoch, Millis};
 
 /// What is wrong, and with which table.
 type Wrong = (String, ConnectorError);
@@ -47,23 +51,31 @@ struct Open {
     goals: Vec<Goal>,
 }
 
+/// Recorded epochs that a worker may have closed before all workers have.
+const AHEAD: usize = 16;
+
 /// Recorded cuts.
 pub(super) struct Past {
+    first: Option<Result<Cut, CutLogError>>,
     cuts: PastCuts,
     open: Option<Open>,
+    /// Epochs closed here that are not known to be closed everywhere.
+    closed: VecDeque<Epoch>,
     over: bool,
 }
 
 impl Past {
-    pub(super) fn of(cuts: PastCuts) -> Past {
-        Past { cuts, open: None, over: false }
+    /// `None` where nothing is recorded.
+    pub(super) fn of(mut cuts: PastCuts) -> Option<Past> {
+        let first = Some(cuts.next()?);
+        Some(Past { first, cuts, open: None, closed: VecDeque::new(), over: false })
     }
 
     fn read(&mut self) -> Result<Option<Cut>, Wrong> {
         let unreadable = |error: CutLogError| {
             ("the cut log".to_owned(), ConnectorError::fatal(error.to_string()))
         };
-        self.cuts.next().transpose().map_err(unreadable)
+        self.first.take().or_else(|| self.cuts.next()).transpose().map_err(unreadable)
     }
 }
 
@@ -78,7 +90,8 @@ impl Driver {
             }
             Err((table, error)) => {
                 self.control.fail_connector(&table, error);
-                Some(self.finish(out))
+                self.past = Some(past);
+                Some(self.freeze())
             }
         }
     }
@@ -88,7 +101,7 @@ impl Driver {
         past: &mut Past,
         out: &mut impl Outlets,
     ) -> Result<Option<Next>, Wrong> {
-        let Some(open) = &mut past.open else {
+        if past.open.is_none() {
             return Ok(match past.read()? {
                 Some(cut) => Some(self.open_recorded(past, cut)),
                 None => {
@@ -96,7 +109,11 @@ impl Driver {
                     None
                 }
             });
-        };
+        }
+        if self.has_to_wait_for_others(past) {
+            return Ok(Some(Next::Wait(Duration::from_millis(2))));
+        }
+        let Some(open) = &mut past.open else { return Ok(None) };
         // An epoch that was begun alone is never too far ahead: nothing else would end it.
         if !self.issued.is_empty() && self.is_ahead() {
             return Ok(Some(Next::Wait(Duration::from_micros(300))));
@@ -114,6 +131,7 @@ impl Driver {
         }
         let Some(open) = past.open.take() else { return Ok(None) };
         self.close_recorded(open, out)?;
+        past.closed.push_back(self.epoch);
         if self.all_finished() {
             return Ok(Some(Next::Done));
         }
@@ -125,6 +143,24 @@ impl Driver {
                 Next::Epoch(self.epoch)
             }
         }))
+    }
+
+    /// Stops reading and does nothing more, the open epoch least of all.
+    pub(super) fn freeze(&mut self) -> Next {
+        self.stop_sources();
+        Next::Wait(Duration::from_millis(100))
+    }
+
+    /// Whether other workers are too far behind.
+    fn has_to_wait_for_others(&mut self, past: &mut Past) -> bool {
+        let mut known = self.known.borrow_mut();
+        while past.closed.front().is_some_and(|epoch| Some(*epoch) <= known.closed) {
+            past.closed.pop_front();
+        }
+        while known.decisions.front().is_some_and(|decision| decision.0 < self.epoch) {
+            known.decisions.pop_front();
+        }
+        past.closed.len() >= AHEAD
     }
 
     /// Opens the epoch of a recorded cut.
@@ -167,45 +203,37 @@ impl Driver {
         out: &mut impl Outlets,
     ) -> Result<bool, Wrong> {
         let Goal { place, facts, time, .. } = goal;
+        let (to, ends) = (facts.offset, facts.state == SplitState::Finished);
         loop {
             let source = &mut self.sources[place.0];
             let reading = &mut source.readings[place.1];
+            let (table, at) = (&source.node.table, reading.position());
             if facts.state != SplitState::Waiting {
                 reading.queue.want();
             }
-            let ended = reading.queue.is_finished();
-            if reading.position() >= facts.offset {
-                if facts.state != SplitState::Finished || ended {
-                    return Ok(true);
-                }
-                if reading.queue.has_chunk() {
-                    let what = format!("it goes on beyond offset {}, where it ended", facts.offset);
-                    return Err(changed(&source.node.table, reading, &what));
-                }
-            } else {
-                match reading.pop_towards(facts.offset) {
-                    Below::Some(chunk) => {
-                        let taken = reading.take(chunk, *time);
-                        self.emit(*place, taken, out);
-                        if self.bytes_here >= pause {
-                            return Ok(false);
-                        }
-                        continue;
-                    }
-                    Below::Nothing if ended => {
-                        let (at, to) = (reading.position(), facts.offset);
-                        let what = format!("it ends at offset {at}, and was read up to {to}");
-                        return Err(changed(&source.node.table, reading, &what));
-                    }
-                    Below::Nothing => {
-                        reading.stand_at(facts.offset);
-                        continue;
-                    }
-                    Below::NotYet => {}
-                }
+            if at >= to && !ends {
+                return Ok(true);
             }
-            if !self.help(*place) {
-                return Ok(false);
+            match reading.pop_towards(to) {
+                Below::Some(chunk) => {
+                    let taken = reading.take(chunk, *time);
+                    self.emit(*place, taken, out);
+                    if self.bytes_here >= pause {
+                        return Ok(false);
+                    }
+                }
+                Below::Ended if at >= to => return Ok(true),
+                Below::Ended => {
+                    let what = format!("it ends at offset {at}, and was read up to {to}");
+                    return Err(changed(table, reading, &what));
+                }
+                Below::Beyond if ends => {
+                    let what = format!("it goes on beyond offset {to}, where it ended");
+                    return Err(changed(table, reading, &what));
+                }
+                Below::Beyond => reading.stand_at(to),
+                Below::NotYet if self.help(*place) => {}
+                Below::NotYet => return Ok(false),
             }
         }
     }

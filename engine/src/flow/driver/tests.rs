@@ -129,8 +129,14 @@ impl Rig {
             queues.push(queue);
         }
         let state = CutState::start(plans);
-        let decisions = VecDeque::new();
-        let known = Known { state, seen: 0, decisions, decided: 0, policy: EpochPolicy::rows(1) };
+        let known = Known {
+            state,
+            seen: 0,
+            decisions: VecDeque::new(),
+            decided: 0,
+            closed: None,
+            policy: EpochPolicy::Live { interval: 1, rows: 1 },
+        };
         let known = Rc::new(RefCell::new(known));
         let policy = EpochPolicy::Live { interval: 10, rows: 1_000 };
         let driver = Driver::start(0, policy, control, known.clone(), sources);
