@@ -33,7 +33,8 @@
 //! worker and 45 a split that changed.
 //!
 //! # Limits
-//! One fsync's latency before a commit. Where all disks die together nothing is left but the
+//! A sink asks the log of its own process only, so for now jobs of several processes are refused a
+//! memory (`flow::run`). One fsync's latency before a commit. Where all disks die together nothing is left but the
 //! newest checkpoint; a sink that is ahead of it then refuses.
 
 mod record;
@@ -100,20 +101,29 @@ pub struct Choice {
 /// checkpoint: its generation and its epoch.
 ///
 /// A checkpoint counts as a log that ends with its epoch: it is made of committed cuts.
-pub fn choose(logs: &[Summary], checkpoint: Option<(u64, Epoch)>) -> Choice {
+///
+/// # Errors
+/// Cuts that begin behind the checkpoint: going on would leave out what lies between.
+pub fn choose(logs: &[Summary], checkpoint: Option<(u64, Epoch)>) -> Result<Choice, String> {
     let newest = logs.iter().map(|log| log.generation).chain(checkpoint.map(|c| c.0)).max();
     let newest = newest.unwrap_or(0);
-    let mut choice = Choice { generation: newest + 1, base: checkpoint.map(|c| c.1), donor: None };
+    let kept = checkpoint.map(|c| c.1);
+    let mut choice = Choice { generation: newest + 1, base: kept, donor: None };
+    let mut floor = kept;
     for (at, log) in logs.iter().enumerate() {
         let better = match choice.donor {
             None => log.last >= choice.base,
-            Some(_) => log.last > choice.base,
+            Some(_) => log.last > choice.base || log.last == choice.base && log.floor < floor,
         };
         if log.generation == newest && log.last.is_some() && better {
-            (choice.base, choice.donor) = (log.last, Some(at));
+            (choice.base, choice.donor, floor) = (log.last, Some(at), log.floor);
         }
     }
-    choice
+    if floor > kept {
+        let (floor, kept) = (shown(floor), shown(kept));
+        return Err(format!("the cuts begin behind {floor}, the newest checkpoint is at {kept}"));
+    }
+    Ok(choice)
 }
 
 /// A `Rewind` in the log, and the last epoch before it that it leaves in force.

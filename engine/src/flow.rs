@@ -102,6 +102,11 @@ pub fn run(
     control: &Arc<JobControl>,
     build: impl Fn(usize) -> Result<Graph, String> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
+    if control.memory().is_some() && cluster.addresses.len() > 1 {
+        // A sink asks its own process's log only.
+        let message = "a job of several processes cannot remember its cuts yet".to_owned();
+        return Err(Failure::Operator { operator: "cut log".to_owned(), message });
+    }
     let shared = control.clone();
     let workers = timely::execute(cluster.config(), move |worker| {
         let graph = match build(worker.peers()) {

@@ -455,3 +455,14 @@ fn a_stop_in_the_middle_of_the_past_leaves_it_as_it_is() {
         assert!(lines_of(&written).is_empty());
     }
 }
+
+#[test]
+fn a_job_of_several_processes_is_refused_a_memory() {
+    let memory = memory_on(&Arc::new(Simulated::default()), 1);
+    let control = JobControl::remembering(Arc::new(SystemClock), false, Some(memory));
+    let addresses = vec!["localhost:1".to_owned(), "localhost:2".to_owned()];
+    let cluster = Cluster { threads: 1, process: 0, addresses };
+    let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
+    let refused = run(&cluster, job, &control, |_| Ok(graph(false, false, &Written::default())));
+    assert!(refused.unwrap_err().to_string().contains("several processes"));
+}

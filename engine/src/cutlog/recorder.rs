@@ -196,7 +196,9 @@ fn write(mut log: CutLog, shared: &Shared) {
                 if state.stop {
                     return;
                 }
-                drop(shared.news.wait_timeout(state, PAUSE));
+                drop(state);
+                shared.wake_all();
+                drop(shared.news.wait_timeout(shared.lock(), PAUSE));
                 continue;
             }
             Err(error) => {

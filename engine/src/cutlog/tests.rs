@@ -276,7 +276,7 @@ impl World {
         let here = || self.disks.iter().enumerate().filter(|(at, _)| *at != away);
         let mut logs: Vec<CutLog> = here().map(|(_, disk)| open(disk)).collect();
         let summaries: Vec<Summary> = logs.iter().map(CutLog::summary).collect();
-        let choice = choose(&summaries, None);
+        let choice = choose(&summaries, None).unwrap();
         let generation = choice.generation.max(self.claimed + 1);
         self.claimed = generation;
         let (floor, cuts): (_, Vec<Cut>) = match choice.donor {
@@ -363,7 +363,7 @@ proptest! {
 fn the_choice_goes_by_the_newest_generation() {
     let log = |generation, last| Summary { generation, floor: None, last };
     let chosen = |logs: &[Summary], checkpoint| {
-        let Choice { generation, base, donor } = choose(logs, checkpoint);
+        let Choice { generation, base, donor } = choose(logs, checkpoint).unwrap();
         (generation, base, donor)
     };
     assert_eq!(chosen(&[], None), (1, None, None));
@@ -376,4 +376,11 @@ fn the_choice_goes_by_the_newest_generation() {
     assert_eq!(chosen(&logs, Some((3, 50))), (4, Some(50), Some(2)));
     // All disks of generation 5 are gone, its checkpoint is not.
     assert_eq!(chosen(&logs, Some((5, 70))), (6, Some(70), None));
+    // Of equal ends the one that reaches back further; one that reaches no checkpoint is no good.
+    let late = Summary { generation: 3, floor: Some(40), last: Some(50) };
+    assert_eq!(chosen(&[late, log(3, Some(50))], None), (4, Some(50), Some(1)));
+    assert_eq!(chosen(&[late], Some((3, 40))), (4, Some(50), Some(0)));
+    let error = choose(&[late], Some((3, 39))).unwrap_err();
+    assert_eq!(error, "the cuts begin behind epoch 40, the newest checkpoint is at epoch 39");
+    assert!(choose(&[late], None).is_err());
 }

@@ -216,7 +216,7 @@ impl Driver {
         };
         let places = sources.iter().enumerate().flat_map(place).collect();
         let now = control.clock.now();
-        let past = control.memory().and_then(|memory| Past::of(memory.past()));
+        let past = control.memory().and_then(|memory| Past::of(memory.past(), &sources));
         Driver {
             worker,
             policy,
@@ -283,9 +283,6 @@ impl Driver {
             return;
         }
         self.noticed = now;
-        if let Some(memory) = self.control.memory() {
-            self.control.set_notice("cut log", memory.notice());
-        }
         for source in &self.sources {
             for reading in &source.readings {
                 let (lag, notice) = reading.queue.report();

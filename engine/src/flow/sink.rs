@@ -127,8 +127,12 @@ pub(crate) fn attach<'scope>(
 impl SinkState {
     /// Hands complete epochs to the shards while these have room; gives the first that has to wait.
     fn accept(&mut self, frontier: Epoch) -> Option<Epoch> {
-        if let Some(message) = self.control.memory().and_then(|memory| memory.failure()) {
-            self.control.fail(Failure::Operator { operator: "cut log".to_owned(), message });
+        if let Some(memory) = self.control.memory() {
+            // Said here, since drivers are gone once everything is read.
+            self.control.set_notice("cut log", memory.notice());
+            if let Some(message) = memory.failure() {
+                self.control.fail(Failure::Operator { operator: "cut log".to_owned(), message });
+            }
         }
         if self.control.failure().is_some() {
             self.pending.clear();

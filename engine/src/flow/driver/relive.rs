@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Driver, Next, Outlets, STEP_BYTES};
+use super::{Driver, Next, Outlets, STEP_BYTES, SourceRuntime};
 use crate::connector::ConnectorError;
 use crate::cut::{CutPart, SplitFacts, SplitState};
 use crate::cutlog::{Cut, CutLogError, PastCuts};
@@ -61,14 +61,23 @@ pub(super) struct Past {
     open: Option<Open>,
     /// Epochs closed here that are not known to be closed everywhere.
     closed: VecDeque<Epoch>,
+    /// The queues that this worker's splits are in, those of archives among them.
+    owners: BTreeMap<SplitId, (usize, usize)>,
     over: bool,
 }
 
 impl Past {
     /// `None` where nothing is recorded.
-    pub(super) fn of(mut cuts: PastCuts) -> Option<Past> {
+    pub(super) fn of(mut cuts: PastCuts, sources: &[SourceRuntime]) -> Option<Past> {
         let first = Some(cuts.next()?);
-        Some(Past { first, cuts, open: None, closed: VecDeque::new(), over: false })
+        let mut owners = BTreeMap::new();
+        for (s, source) in sources.iter().enumerate() {
+            for (r, reading) in source.readings.iter().enumerate() {
+                let splits = reading.splits().chain([reading.id]);
+                owners.extend(splits.map(|split| (split, (s, r))));
+            }
+        }
+        Some(Past { first, cuts, open: None, closed: VecDeque::new(), owners, over: false })
     }
 
     fn read(&mut self) -> Result<Option<Cut>, Wrong> {
@@ -130,7 +139,7 @@ impl Driver {
             return Ok(Some(Next::Wait(Duration::from_millis(2))));
         }
         let Some(open) = past.open.take() else { return Ok(None) };
-        self.close_recorded(open, out)?;
+        self.close_recorded(open, &past.owners, out)?;
         past.closed.push_back(self.epoch);
         if self.all_finished() {
             return Ok(Some(Next::Done));
@@ -139,6 +148,7 @@ impl Driver {
             Some(cut) => self.open_recorded(past, cut),
             None => {
                 past.over = true;
+                self.control.set_notice("recovery", None);
                 self.epoch = self.next_epoch(self.control.clock.now());
                 Next::Epoch(self.epoch)
             }
@@ -167,32 +177,19 @@ impl Driver {
     fn open_recorded(&mut self, past: &mut Past, cut: Cut) -> Next {
         let recorded_time = cut.parts.iter().map(|part| part.recorded_time).max();
         let (mut splits, mut goals) = (Vec::new(), Vec::new());
-        let of_archives: BTreeMap<SplitId, (usize, usize)> = self.carried();
         for part in cut.parts {
             for facts in part.splits {
-                if let Some(&place) = self.places.get(&facts.split) {
+                let Some(&place) = past.owners.get(&facts.split) else { continue };
+                if self.places.contains_key(&facts.split) {
                     goals.push(Goal { place, facts, time: part.recorded_time, reached: false });
-                    splits.push(facts);
-                } else if of_archives.contains_key(&facts.split) {
-                    splits.push(facts);
                 }
+                splits.push(facts);
             }
         }
         let recorded_time = recorded_time.unwrap_or_else(|| self.control.clock.now());
         past.open = Some(Open { recorded_time, splits, goals });
         self.epoch = cut.epoch;
         Next::Epoch(self.epoch)
-    }
-
-    /// The splits that travel in other splits' queues.
-    fn carried(&self) -> BTreeMap<SplitId, (usize, usize)> {
-        let readings = self.places.iter().map(|(id, place)| (*id, *place));
-        let of = |(id, place): (SplitId, (usize, usize))| {
-            let reading = &self.sources[place.0].readings[place.1];
-            let others = reading.splits().filter(move |split| *split != id);
-            others.map(move |split| (split, place)).collect::<Vec<_>>()
-        };
-        readings.flat_map(of).collect()
     }
 
     /// Reads on towards a goal, until about `pause` bytes are taken; whether it is reached.
@@ -233,13 +230,25 @@ impl Driver {
                 }
                 Below::Beyond => reading.stand_at(to),
                 Below::NotYet if self.help(*place) => {}
-                Below::NotYet => return Ok(false),
+                Below::NotYet => {
+                    if reading_is_short(&self.sources[place.0].readings[place.1], to) {
+                        let name = &self.sources[place.0].readings[place.1].queue.split.name;
+                        let text = format!("{name} ends at {at}; waits for {to}, read before");
+                        self.control.set_notice("recovery", Some(text));
+                    }
+                    return Ok(false);
+                }
             }
         }
     }
 
     /// Closes the epoch of a recorded cut, if all is as it was.
-    fn close_recorded(&mut self, open: Open, out: &mut impl Outlets) -> Result<(), Wrong> {
+    fn close_recorded(
+        &mut self,
+        open: Open,
+        owners: &BTreeMap<SplitId, (usize, usize)>,
+        out: &mut impl Outlets,
+    ) -> Result<(), Wrong> {
         let mut now = Vec::new();
         for goal in &open.goals {
             let reading = &mut self.sources[goal.place.0].readings[goal.place.1];
@@ -247,16 +256,13 @@ impl Driver {
             reading.facts(&mut now);
         }
         let marks: BTreeMap<SplitId, Millis> = now.iter().map(|f| (f.split, f.mark)).collect();
-        for facts in &open.splits {
-            let Some(&mark) = marks.get(&facts.split).filter(|mark| **mark != facts.mark) else {
-                continue;
-            };
-            let place = self.places.get(&facts.split).copied();
-            let Some(place) = place.or_else(|| self.carried().get(&facts.split).copied()) else {
-                continue;
-            };
-            let (source, was) = (&self.sources[place.0], facts.mark);
-            let offset = facts.offset;
+        let differs =
+            |facts: &&SplitFacts| marks.get(&facts.split).is_some_and(|m| *m != facts.mark);
+        if let Some(facts) = open.splits.iter().find(differs)
+            && let Some(place) = owners.get(&facts.split)
+        {
+            let (source, mark) = (&self.sources[place.0], marks[&facts.split]);
+            let (offset, was) = (facts.offset, facts.mark);
             let what = format!("at offset {offset} its watermark is {mark}, and was {was}");
             return Err(changed(&source.node.table, &source.readings[place.1], &what));
         }
@@ -265,6 +271,11 @@ impl Driver {
         self.issue();
         Ok(())
     }
+}
+
+/// Whether a split has all that its server holds, and that is less than was read before.
+fn reading_is_short(reading: &Reading, to: u64) -> bool {
+    reading.queue.is_quiet() == (true, true) && reading.position() < to
 }
 
 fn changed(table: &str, reading: &Reading, what: &str) -> Wrong {
