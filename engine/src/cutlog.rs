@@ -34,8 +34,8 @@
 //!
 //! # Limits
 //! A sink asks the log of its own process only, so for now jobs of several processes are refused a
-//! memory (`flow::run`). One fsync's latency before a commit. Where all disks die together nothing is left but the
-//! newest checkpoint; a sink that is ahead of it then refuses.
+//! memory (`flow::run`). One fsync's latency before a commit. Where all disks die together nothing
+//! is left but the newest checkpoint; a sink that is ahead of it then refuses.
 
 mod record;
 mod recorder;
