@@ -11,7 +11,7 @@ use crate::connector::ConnectorError;
 use crate::cut::SplitFacts;
 use crate::cutlog::CutMemory;
 use crate::operator::{Counts, OperatorError};
-use crate::sink::SinkReport;
+use crate::sink::{Author, SinkReport};
 use crate::time::Millis;
 
 /// Why a job failed: the first cause, not what followed from it.
@@ -122,6 +122,17 @@ pub struct SplitView {
     pub facts: SplitFacts,
 }
 
+/// What makes a job last beyond its processes.
+#[derive(Clone)]
+pub struct Lasting {
+    /// The job, by a name that no other job ever has.
+    pub job: String,
+    /// The generation that starts.
+    pub generation: u64,
+    /// What remembers its cuts.
+    pub memory: Arc<dyn CutMemory>,
+}
+
 type Registry<T> = Mutex<BTreeMap<(usize, String), Arc<T>>>;
 
 /// A job's shared side. One a process.
@@ -130,7 +141,7 @@ pub struct JobControl {
     pub clock: ClockRef,
     /// Whether sinks compute digests.
     pub digests: bool,
-    memory: Option<Arc<dyn CutMemory>>,
+    lasting: Option<Lasting>,
     /// Whether some worker hands cuts to the memory.
     keeper: AtomicBool,
     stopping: AtomicBool,
@@ -158,20 +169,20 @@ fn list<T>(registry: &Registry<T>) -> Vec<(String, Arc<T>)> {
 impl JobControl {
     /// A job that has not started, and forgets its cuts.
     pub fn new(clock: ClockRef, digests: bool) -> Arc<JobControl> {
-        JobControl::remembering(clock, digests, None)
+        JobControl::start(clock, digests, None)
     }
 
-    /// A job that has not started. It goes by the cuts that the memory has, makes more, and its
+    /// A job that has not started. It goes by the cuts that its memory has, makes more, and its
     /// sinks accept no epoch whose cut is not on disk.
-    pub fn remembering(
-        clock: ClockRef,
-        digests: bool,
-        memory: Option<Arc<dyn CutMemory>>,
-    ) -> Arc<JobControl> {
+    pub fn lasting(clock: ClockRef, digests: bool, lasting: Lasting) -> Arc<JobControl> {
+        JobControl::start(clock, digests, Some(lasting))
+    }
+
+    fn start(clock: ClockRef, digests: bool, lasting: Option<Lasting>) -> Arc<JobControl> {
         Arc::new(JobControl {
             clock,
             digests,
-            memory,
+            lasting,
             keeper: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             failure: Mutex::default(),
@@ -186,13 +197,19 @@ impl JobControl {
 
     /// What remembers the job's cuts.
     pub(crate) fn memory(&self) -> Option<&Arc<dyn CutMemory>> {
-        self.memory.as_ref()
+        self.lasting.as_ref().map(|lasting| &lasting.memory)
+    }
+
+    /// Who writes into a sink, where the job lasts.
+    pub(crate) fn author(&self, place: usize, table: &str) -> Option<Author> {
+        let Lasting { job, generation, .. } = self.lasting.as_ref()?;
+        Some(Author::of(job, *generation, place, table))
     }
 
     /// The memory, for the first worker that asks.
     pub(crate) fn keep_cuts(&self) -> Option<Arc<dyn CutMemory>> {
         let first = !self.keeper.swap(true, Ordering::SeqCst);
-        self.memory.clone().filter(|_| first)
+        self.memory().cloned().filter(|_| first)
     }
 
     /// Asks the sources to stop; what has fired is committed, what has not does not fire.

@@ -19,4 +19,5 @@ pub mod operator;
 pub mod rows;
 pub mod sink;
 pub mod source;
+pub mod state;
 pub mod time;

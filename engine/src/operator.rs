@@ -12,13 +12,15 @@
 //! # Snapshots
 //! `snapshot` writes the whole state as Arrow rows, per key group, without changing it. `restore`
 //! is called on a fresh core, before anything else, with the parts of all its key groups, possibly
-//! written by several workers. Restoring and going on gives what going on would have given.
+//! written by several workers. Restoring and going on gives what going on would have given. A
+//! checkpoint asks for the same by `save` and gives it back by `resume` (see [`crate::state`]).
 
-use arrow::array::RecordBatch;
 use thiserror::Error;
 
-use crate::keys::KeyGroups;
+pub use crate::state::StatePart;
+
 use crate::rows::Delta;
+use crate::state::{Pieces, Restored};
 use crate::time::{Epoch, Millis};
 
 /// The end of an epoch, as an operator sees it.
@@ -86,18 +88,6 @@ pub struct Counts {
     pub versions_gone: u64,
 }
 
-/// One piece of an operator's state.
-#[derive(Clone, Debug)]
-pub struct StatePart {
-    /// What the piece is, chosen by the operator, for instance `pane`.
-    pub kind: &'static str,
-    /// The key groups that it belongs to; parts of other key groups than the worker's are not
-    /// restored.
-    pub key_groups: KeyGroups,
-    /// The state.
-    pub rows: RecordBatch,
-}
-
 /// Why an operator cannot go on. All of them end the job.
 #[derive(Debug, Error)]
 pub enum OperatorError {
@@ -132,4 +122,17 @@ pub trait Operator {
 
     /// Takes up state written by `snapshot`.
     fn restore(&mut self, parts: Vec<StatePart>) -> Result<(), OperatorError>;
+
+    /// Gives the state to a checkpoint: what has changed since the last one, and the names of the
+    /// rest. By default all of it is given each time.
+    fn save(&mut self, pieces: &mut dyn Pieces) -> Result<(), OperatorError> {
+        self.snapshot()?.into_iter().for_each(|part| drop(pieces.put(part)));
+        Ok(())
+    }
+
+    /// [`Operator::restore`] with the names of the pieces, which stay valid while they stay as they
+    /// are.
+    fn resume(&mut self, pieces: Vec<Restored>) -> Result<(), OperatorError> {
+        self.restore(pieces.into_iter().map(|(_, part)| part).collect())
+    }
 }

@@ -12,15 +12,77 @@
 //!   size and by age in recorded time, and commit. What it returns as committed is durable.
 //! - [`SinkWriter::flush`] is called when no epoch has come for a while, so that buffers that only
 //!   wait for company are written.
-//! - [`SinkWriter::finish`] commits everything; then the writer is dropped.
+//! - [`SinkWriter::finish`] commits everything; then the writer is dropped. It is not called where
+//!   a job that lasts was only stopped: what has not been committed then comes again.
+//!
+//! # Once
+//! A job that lasts (`weir run --state`) tells its sinks who they write for: an [`Author`]. Its
+//! epochs come again after a restart with the same rows in the same order. A sink that is to hold
+//! each row once either
+//! - keeps its [`Progress`] a shard in the target, changes it in the very transaction that makes the
+//!   rows visible, and only from what it was before (compare and set): epochs up to it are not given
+//!   again ([`SinkWriter::progress`]); a retry reads it first, since the reply to a commit can be
+//!   lost; or
+//! - gives what it makes visible a name that is a function of the epochs in it, and finds it there.
+//!
+//! [`Sink::take_over`] comes before: after it nothing that an older generation writes can become
+//! visible.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::connector::ConnectorError;
+use crate::state::{Pieces, Restored};
 use crate::time::{Epoch, Millis};
+
+/// Who writes into a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    /// The job, by a name that no other job ever has: letters, digits and `-`.
+    pub job: String,
+    /// The sink among the job's: its table and its place in the plan.
+    pub sink: String,
+    /// The generation: it grows with each start of the job.
+    pub generation: u64,
+}
+
+impl Author {
+    /// The author of the sink at a place of the plan.
+    pub fn of(job: &str, generation: u64, place: usize, table: &str) -> Author {
+        Author { job: job.to_owned(), sink: format!("{table}.{place}"), generation }
+    }
+}
+
+/// How far a shard is written, as its target remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// All rows up to this epoch are there.
+    pub epoch: Epoch,
+    /// The digest of all these rows, from the job's beginning on.
+    pub digest: u128,
+}
+
+/// The end of an epoch, as a shard sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardEnd {
+    /// The epoch that is complete.
+    pub epoch: Epoch,
+    /// Its recorded time.
+    pub recorded_time: Millis,
+    /// The digest of all rows that the shard got up to here, from the job's beginning on; 0 without
+    /// an author.
+    pub digest: u128,
+}
+
+impl ShardEnd {
+    /// The end of an epoch where no author counts rows.
+    pub fn at(epoch: Epoch, recorded_time: Millis) -> ShardEnd {
+        ShardEnd { epoch, recorded_time, digest: 0 }
+    }
+}
 
 /// A sink of one table.
 pub trait Sink: Send + Sync {
@@ -30,11 +92,22 @@ pub trait Sink: Send + Sync {
     /// Whether it can carry updates and deletions.
     fn accepts_retractions(&self) -> bool;
 
-    /// Opens a shard for writing. Runs on the shard's I/O thread. An error here, or a server that
-    /// was never reached within about 20 s, ends the job.
+    /// Makes this generation the only one that can write, and gives the newest epoch that is there,
+    /// over all shards; `None` where nothing is, or where the target keeps no progress. Called once
+    /// a generation, before any source is opened.
+    ///
+    /// # Errors
+    /// A newer generation is at work; what the target says.
+    fn take_over(&self, _author: &Author) -> Result<Option<Epoch>, ConnectorError> {
+        Ok(None)
+    }
+
+    /// Opens a shard for writing; `author` where the job lasts. Runs on the shard's I/O thread. An
+    /// error here, or a server that was never reached within about 20 s, ends the job.
     fn open(
         &self,
         shard: u32,
+        author: Option<&Author>,
         report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError>;
 
@@ -47,6 +120,12 @@ pub trait Sink: Send + Sync {
 
 /// Writes one shard.
 pub trait SinkWriter: Send {
+    /// What the target has of this shard. Asked once, before anything is written: epochs up to it
+    /// are not given again.
+    fn progress(&self) -> Option<Progress> {
+        None
+    }
+
     /// Takes rows of `epoch`: the table's columns in its order. `diffs`, where present, is +1 or -1
     /// a row.
     fn write(
@@ -56,8 +135,21 @@ pub trait SinkWriter: Send {
         diffs: Option<ScalarBuffer<i64>>,
     ) -> Result<(), ConnectorError>;
 
+    /// Gives a checkpoint what is accepted as of the last epoch's end and cannot be committed yet,
+    /// for instance the rows of a file that is still open. What is not given here is committed
+    /// before the checkpoint counts.
+    fn save(&mut self, _pieces: &mut dyn Pieces) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+
+    /// Takes up what [`SinkWriter::save`] of this shard gave, on a fresh writer, before any row: the
+    /// epochs up to that one do not come again.
+    fn resume(&mut self, _pieces: Vec<Restored>) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+
     /// The epoch is complete. Returns the newest epoch that is committed.
-    fn end_epoch(&mut self, epoch: Epoch, recorded_time: Millis) -> Result<Epoch, ConnectorError>;
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError>;
 
     /// Nothing came for a while. Returns the newest epoch that is committed.
     fn flush(&mut self) -> Result<Epoch, ConnectorError>;

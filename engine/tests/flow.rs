@@ -12,11 +12,11 @@ use weir_engine::connector::ConnectorError;
 use weir_engine::cutlog::{Begin, Cut, CutLog, CutMemory, Recorder, SEGMENT_BYTES};
 use weir_engine::flow::{Cluster, EpochPolicy, JobInput, run};
 use weir_engine::graph::{Exchange, Graph, Sharding, SinkNode, SourceNode, SourceTime};
-use weir_engine::job::JobControl;
+use weir_engine::job::{JobControl, Lasting};
 use weir_engine::journal::simulated::Simulated;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
 use weir_engine::rows::Delta;
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
+use weir_engine::sink::{Author, ShardEnd, Sink, SinkReport, SinkWriter};
 use weir_engine::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
 use weir_engine::time::{Epoch, MARK_END, MARK_NONE, Millis, floor_to};
 
@@ -90,6 +90,18 @@ impl SourceHandle for Open {
     fn stop(&mut self) {}
 }
 
+/// A job that lasts, if there is something to remember its cuts.
+fn control_of(digests: bool, memory: Option<Arc<dyn CutMemory>>) -> Arc<JobControl> {
+    let clock = Arc::new(SystemClock);
+    match memory {
+        None => JobControl::new(clock, digests),
+        Some(memory) => {
+            let lasting = Lasting { job: "test".into(), generation: 1, memory };
+            JobControl::lasting(clock, digests, lasting)
+        }
+    }
+}
+
 type Written = Arc<Mutex<Vec<(Epoch, RecordBatch)>>>;
 
 struct Collect(Written);
@@ -105,6 +117,7 @@ impl Sink for Collect {
     fn open(
         &self,
         _shard: u32,
+        _author: Option<&Author>,
         _report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
         Ok(Box::new(Collecting(self.0.clone())))
@@ -127,8 +140,8 @@ impl SinkWriter for Collecting {
         self.0.lock().unwrap().push((epoch, rows));
         Ok(())
     }
-    fn end_epoch(&mut self, epoch: Epoch, _time: Millis) -> Result<Epoch, ConnectorError> {
-        Ok(epoch)
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+        Ok(end.epoch)
     }
     fn flush(&mut self) -> Result<Epoch, ConnectorError> {
         Ok(0)
@@ -235,7 +248,7 @@ fn outcome_of(
     memory: Option<Arc<dyn CutMemory>>,
 ) -> Result<(Lines, u128), String> {
     let written = Written::default();
-    let control = JobControl::remembering(Arc::new(SystemClock), true, memory);
+    let control = control_of(true, memory);
     let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
     let theirs = written.clone();
     let cluster = Cluster { threads, ..Cluster::default() };
@@ -407,7 +420,7 @@ fn no_row_reaches_a_sink_before_its_cut_is_on_disk() {
     // Room for a few cuts.
     disk.capacity(Some(3_000));
     let written = Written::default();
-    let control = JobControl::remembering(Arc::new(SystemClock), false, Some(memory.clone()));
+    let control = control_of(false, Some(memory.clone()));
     let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
     let (theirs, shared) = (written.clone(), control.clone());
     let running = std::thread::spawn(move || {
@@ -439,7 +452,7 @@ fn a_stop_in_the_middle_of_the_past_leaves_it_as_it_is() {
     for (cuts, goes_again) in [(&cuts[..], true), (&[][..], false)] {
         let (disk, written) = (disk_with(cuts), Written::default());
         let memory = memory_on(&disk, 2);
-        let control = JobControl::remembering(Arc::new(SystemClock), false, Some(memory));
+        let control = control_of(false, Some(memory));
         control.stop();
         let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
         let cluster = Cluster { threads: 2, ..Cluster::default() };
@@ -459,7 +472,7 @@ fn a_stop_in_the_middle_of_the_past_leaves_it_as_it_is() {
 #[test]
 fn a_job_of_several_processes_is_refused_a_memory() {
     let memory = memory_on(&Arc::new(Simulated::default()), 1);
-    let control = JobControl::remembering(Arc::new(SystemClock), false, Some(memory));
+    let control = control_of(false, Some(memory));
     let addresses = vec!["localhost:1".to_owned(), "localhost:2".to_owned()];
     let cluster = Cluster { threads: 1, process: 0, addresses };
     let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };

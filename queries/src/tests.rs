@@ -12,7 +12,7 @@ use std::sync::Arc;
 use weir_engine::connector::{
     Connector, ConnectorError, Connectors, ENGINE_SOURCE_OPTIONS, OptionDoc, OptionError, TableSpec,
 };
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
+use weir_engine::sink::{Author, Sink, SinkReport, SinkWriter};
 use weir_engine::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
 
 use crate::{Script, plan_script};
@@ -52,6 +52,7 @@ impl Sink for Nothing {
     fn open(
         &self,
         _shard: u32,
+        _author: Option<&Author>,
         _report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
         Err(ConnectorError::fatal("a fake"))

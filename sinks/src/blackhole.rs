@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 use weir_engine::rows::sliced_bytes;
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
-use weir_engine::time::{Epoch, Millis};
+use weir_engine::sink::{Author, ShardEnd, Sink, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
 
 weir_connect::options! {
     /// Options of the `blackhole` sink.
@@ -43,7 +43,12 @@ impl Sink for BlackholeSink {
         true
     }
 
-    fn open(&self, _: u32, report: Arc<SinkReport>) -> Result<Box<dyn SinkWriter>, ConnectorError> {
+    fn open(
+        &self,
+        _: u32,
+        _: Option<&Author>,
+        report: Arc<SinkReport>,
+    ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
         Ok(Box::new(Counter { report, rows: 0, bytes: 0, ended: 0 }))
     }
 
@@ -75,7 +80,8 @@ impl SinkWriter for Counter {
         Ok(())
     }
 
-    fn end_epoch(&mut self, epoch: Epoch, _: Millis) -> Result<Epoch, ConnectorError> {
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+        let epoch = end.epoch;
         if self.rows > 0 {
             self.report.committed(self.rows, self.bytes);
             (self.rows, self.bytes) = (0, 0);

@@ -30,7 +30,7 @@ use std::time::Duration;
 use weir_connect::json::{JsonOptions, TimestampStandard};
 use weir_connect::options::{Size, bad_table, bad_value};
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
+use weir_engine::sink::{Author, Sink, SinkReport, SinkWriter};
 
 use encode::Encoding;
 use partition::Layout;
@@ -175,6 +175,7 @@ impl Sink for FilesystemSink {
     fn open(
         &self,
         shard: u32,
+        _: Option<&Author>,
         report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
         let files = self.target.open(shard, report.clone())?;

@@ -30,7 +30,7 @@ use std::time::Duration;
 use weir_connect::options::Secret;
 use weir_connect::retry::Retrying;
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
+use weir_engine::sink::{Author, Sink, SinkReport, SinkWriter};
 
 use address::Address;
 use schema::TargetTable;
@@ -175,7 +175,12 @@ impl Sink for PostgresSink {
         self.plan.target.has_key()
     }
 
-    fn open(&self, _: u32, report: Arc<SinkReport>) -> Result<Box<dyn SinkWriter>, ConnectorError> {
+    fn open(
+        &self,
+        _: u32,
+        _: Option<&Author>,
+        report: Arc<SinkReport>,
+    ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
         Ok(Box::new(Writer::open(self.plan.clone(), report)?))
     }
 

@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Arc;
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
-use weir_engine::time::{Epoch, Millis};
+use weir_engine::sink::{Author, ShardEnd, Sink, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
 
 weir_connect::options! {
     /// Options of the `print` sink.
@@ -50,7 +50,12 @@ impl Sink for PrintSink {
         true
     }
 
-    fn open(&self, _: u32, report: Arc<SinkReport>) -> Result<Box<dyn SinkWriter>, ConnectorError> {
+    fn open(
+        &self,
+        _: u32,
+        _: Option<&Author>,
+        report: Arc<SinkReport>,
+    ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
         let options = self.options.clone();
         Ok(Box::new(Printer { options, report, text: String::new(), rows: 0, ended: 0 }))
     }
@@ -105,7 +110,8 @@ impl SinkWriter for Printer {
         Ok(())
     }
 
-    fn end_epoch(&mut self, epoch: Epoch, _: Millis) -> Result<Epoch, ConnectorError> {
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+        let epoch = end.epoch;
         self.print()?;
         self.ended = epoch;
         Ok(epoch)

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use weir_engine::connector::{ColumnSpec, Remedy, TableSpec};
-use weir_engine::sink::{Sink, SinkReport, SinkWriter};
+use weir_engine::sink::{ShardEnd, Sink, SinkReport, SinkWriter};
 
 fn url() -> String {
     std::env::var("WEIR_TEST_POSTGRES")
@@ -71,7 +71,7 @@ fn open(spec: &TableSpec) -> (Box<dyn SinkWriter>, Arc<SinkReport>) {
     let sink = made(spec);
     sink.probe().unwrap();
     let report = Arc::new(SinkReport::default());
-    (sink.open(0, report.clone()).unwrap(), report)
+    (sink.open(0, None, report.clone()).unwrap(), report)
 }
 
 fn kv(rows: &[(i64, &str)]) -> RecordBatch {
@@ -95,13 +95,13 @@ fn a_key_keeps_its_last_row_and_loses_what_is_taken_back() {
     let (mut out, report) = open(&spec);
     out.write(1, kv(&[(1, "a"), (2, "b")]), None).unwrap();
     out.write(1, kv(&[(1, "c")]), None).unwrap();
-    out.end_epoch(1, 0).unwrap();
+    out.end_epoch(ShardEnd::at(1, 0)).unwrap();
     assert_eq!(out.flush().unwrap(), 1);
     assert_eq!(sql("SELECT * FROM upserts ORDER BY k"), "1|c\n2|b");
     out.write(2, kv(&[(1, "d"), (1, "c"), (2, "b")]), diffs(&[1, -1, -1])).unwrap();
-    out.end_epoch(2, 0).unwrap();
+    out.end_epoch(ShardEnd::at(2, 0)).unwrap();
     out.write(3, kv(&[(3, "e")]), None).unwrap();
-    out.end_epoch(3, 0).unwrap();
+    out.end_epoch(ShardEnd::at(3, 0)).unwrap();
     out.finish().unwrap();
     assert_eq!(sql("SELECT * FROM upserts ORDER BY k"), "1|d\n3|e");
     assert_eq!(report.rows.load(Ordering::Relaxed), 7);
@@ -120,7 +120,7 @@ fn without_a_key_rows_are_appended_and_cannot_be_taken_back() {
     assert!(!made(&spec).accepts_retractions());
     let (mut out, _) = open(&spec);
     out.write(1, kv(&[(1, "a"), (1, "a")]), None).unwrap();
-    out.end_epoch(1, 0).unwrap();
+    out.end_epoch(ShardEnd::at(1, 0)).unwrap();
     assert!(out.write(2, kv(&[(1, "a")]), diffs(&[-1])).is_err());
     out.finish().unwrap();
     assert_eq!(sql("SELECT * FROM appends"), "a|1|NULL\na|1|NULL");
@@ -188,7 +188,7 @@ fn all_types_arrive_as_they_were() {
         sql("DROP TABLE IF EXISTS types");
         let (mut out, _) = open(&spec("types", &rows, key, &[]));
         out.write(1, rows.clone(), None).unwrap();
-        out.end_epoch(1, 0).unwrap();
+        out.end_epoch(ShardEnd::at(1, 0)).unwrap();
         out.finish().unwrap();
         expect![[r#"
             1|t|-128|-32768|-9223372036854775808|0.5|-1e+300|-1234567.05|99999999999999999999999999999999999999|-0.99999999999999999999999999999999999999|ü'"\
@@ -233,9 +233,9 @@ fn a_nul_character_ends_no_job() {
         let spec = spec("nuls", &kv(&[]), &["k"], &[("text.nul-character", choice)]);
         let (mut out, report) = open(&spec);
         out.write(1, kv(&[(1, "a"), (2, "\0b"), (3, "c")]), None).unwrap();
-        out.end_epoch(1, 0).unwrap();
+        out.end_epoch(ShardEnd::at(1, 0)).unwrap();
         out.write(2, kv(&[(4, "d"), (2, "\0b")]), diffs(&[1, 1])).unwrap();
-        out.end_epoch(2, 0).unwrap();
+        out.end_epoch(ShardEnd::at(2, 0)).unwrap();
         out.finish().unwrap();
         assert_eq!(sql("SELECT * FROM nuls ORDER BY k"), expected);
         let refused = report.refused.load(Ordering::Relaxed);
@@ -298,7 +298,7 @@ fn a_server_that_was_lost_is_waited_for_and_nothing_is_lost() {
     let spec = spec("lost", &kv(&[]), &["k"], &[("url", &through)]);
     let (mut out, report) = open(&spec);
     out.write(1, kv(&[(1, "a")]), None).unwrap();
-    out.end_epoch(1, 0).unwrap();
+    out.end_epoch(ShardEnd::at(1, 0)).unwrap();
     assert_eq!(out.flush().unwrap(), 1);
 
     // One connection dies: the next transaction goes over a new one.
@@ -306,7 +306,7 @@ fn a_server_that_was_lost_is_waited_for_and_nothing_is_lost() {
                      WHERE usename = 'lost_writer'");
     assert_eq!(ended, "t", "the writer's one connection ends");
     out.write(2, kv(&[(2, "b")]), None).unwrap();
-    out.end_epoch(2, 0).unwrap();
+    out.end_epoch(ShardEnd::at(2, 0)).unwrap();
     assert_eq!(out.flush().unwrap(), 2);
     assert_eq!(sql("SELECT count(*) FROM lost"), "2");
 
@@ -314,7 +314,7 @@ fn a_server_that_was_lost_is_waited_for_and_nothing_is_lost() {
     proxy.cut();
     let writer = std::thread::spawn(move || {
         out.write(3, kv(&[(3, "c")]), None).unwrap();
-        out.end_epoch(3, 0).unwrap();
+        out.end_epoch(ShardEnd::at(3, 0)).unwrap();
         let committed = out.flush().unwrap();
         out.finish().unwrap();
         committed
@@ -490,7 +490,7 @@ fn tls_is_checked_as_far_as_asked() {
             spec.options.insert("ssl.ca-file".into(), file.into());
         }
         let sink = made(&spec);
-        sink.probe().map(|()| sink.open(0, Arc::new(SinkReport::default())).unwrap())
+        sink.probe().map(|()| sink.open(0, None, Arc::new(SinkReport::default())).unwrap())
     };
     let encrypted = || {
         sql("SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \

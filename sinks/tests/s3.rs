@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_connect::store::{Store, StoreOptions};
 use weir_engine::connector::{ColumnSpec, TableSpec};
-use weir_engine::sink::{Sink, SinkReport};
+use weir_engine::sink::{ShardEnd, Sink, SinkReport};
 
 fn env(name: &str) -> String {
     std::env::var(name)
@@ -78,11 +78,11 @@ fn store(spec: &TableSpec) -> Store {
 fn run(spec: &TableSpec, batches: &[RecordBatch]) {
     let sink = made(spec);
     sink.probe().unwrap();
-    let mut out = sink.open(0, Arc::new(SinkReport::default())).unwrap();
+    let mut out = sink.open(0, None, Arc::new(SinkReport::default())).unwrap();
     for batch in batches {
         out.write(7, batch.clone(), None).unwrap();
     }
-    out.end_epoch(7, 0).unwrap();
+    out.end_epoch(ShardEnd::at(7, 0)).unwrap();
     assert!(store(spec).list("").unwrap().is_empty() || batches.is_empty(), "visible too early");
     out.finish().unwrap();
 }
@@ -100,7 +100,7 @@ fn files_appear_whole_under_their_partitions_and_keep_the_names_of_others() {
     assert!(text.starts_with(b"{\"id\":1,\"noise\":\""), "{text:?}");
 
     let sink = made(&spec);
-    let mut again = sink.open(0, Arc::new(SinkReport::default())).unwrap();
+    let mut again = sink.open(0, None, Arc::new(SinkReport::default())).unwrap();
     again.write(7, rows(1, 1), None).unwrap();
     again.finish().unwrap();
     assert_eq!(paths()[1], format!("region=c/{name}-r1.jsonl"));
@@ -122,7 +122,7 @@ fn a_large_file_goes_up_in_parts_with_the_bytes_of_a_local_one() {
     let mut local = spec.clone();
     local.options.retain(|key, _| !key.starts_with("s3."));
     local.options.insert("path".into(), folder.path().to_str().unwrap().into());
-    let mut out = made(&local).open(0, Arc::new(SinkReport::default())).unwrap();
+    let mut out = made(&local).open(0, None, Arc::new(SinkReport::default())).unwrap();
     batches.into_iter().for_each(|batch| out.write(7, batch, None).unwrap());
     out.finish().unwrap();
     let here = std::fs::read(folder.path().join(&entries[0].path)).unwrap();

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::connector::ConnectorError;
 use crate::job::JobControl;
-use crate::sink::{Sink, SinkReport, SinkWriter};
-use crate::time::{Epoch, Millis};
+use crate::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
+use crate::time::Epoch;
 
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// How long a writer that has nothing to do waits before it is asked to flush.
@@ -22,8 +22,7 @@ const FLUSH_AFTER: Duration = Duration::from_millis(20);
 
 /// The rows of a complete epoch.
 pub(crate) struct EpochRows {
-    pub(crate) epoch: Epoch,
-    pub(crate) recorded_time: Millis,
+    pub(crate) end: ShardEnd,
     pub(crate) rows: Vec<(RecordBatch, Option<ScalarBuffer<i64>>)>,
     pub(crate) bytes: usize,
 }
@@ -32,7 +31,7 @@ pub(crate) struct EpochRows {
 struct State {
     epochs: VecDeque<EpochRows>,
     bytes: usize,
-    finish: bool,
+    finish: Option<Finish>,
     abandon: bool,
     committed: Option<Epoch>,
     done: bool,
@@ -62,9 +61,10 @@ impl ShardQueue {
         self.news.notify_all();
     }
 
-    /// No more epochs will come: commit and close.
-    pub(crate) fn finish(&self) {
-        self.lock().finish = true;
+    /// No more epochs will come in this generation: commit what is whole and close. `whole`: none
+    /// will ever come, so that all is.
+    pub(crate) fn finish(&self, whole: bool) {
+        self.lock().finish = Some(if whole { Finish::Whole } else { Finish::Stopped });
         self.news.notify_all();
     }
 
@@ -83,16 +83,16 @@ impl ShardQueue {
 
     /// The next thing to do, waiting at most `FLUSH_AFTER`.
     fn next(&self) -> Work {
-        let idle = |s: &mut State| s.epochs.is_empty() && !s.finish && !s.abandon;
+        let idle = |s: &mut State| s.epochs.is_empty() && s.finish.is_none() && !s.abandon;
         let waited = self.news.wait_timeout_while(self.lock(), FLUSH_AFTER, idle);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if state.abandon {
             return Work::Abandon;
         }
-        match state.epochs.pop_front() {
-            Some(epoch) => Work::Epoch(epoch),
-            None if state.finish => Work::Finish,
-            None => Work::Flush,
+        match (state.epochs.pop_front(), state.finish) {
+            (Some(epoch), _) => Work::Epoch(epoch),
+            (None, Some(finish)) => Work::Finish(finish),
+            (None, None) => Work::Flush,
         }
     }
 
@@ -110,8 +110,25 @@ impl ShardQueue {
 enum Work {
     Epoch(EpochRows),
     Flush,
-    Finish,
+    Finish(Finish),
     Abandon,
+}
+
+/// How a shard ends well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finish {
+    /// All is written that ever will be.
+    Whole,
+    /// The job goes on at another time.
+    Stopped,
+}
+
+/// What a shard writes to.
+pub(crate) struct Target {
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) table: String,
+    pub(crate) shard: u32,
+    pub(crate) author: Option<Author>,
 }
 
 /// A running shard.
@@ -124,9 +141,7 @@ pub(crate) struct Shard {
 impl Shard {
     /// Starts the shard's thread. `wake` is called after each piece of work.
     pub(crate) fn start(
-        sink: Arc<dyn Sink>,
-        table: String,
-        shard: u32,
+        target: Target,
         report: Arc<SinkReport>,
         control: Arc<JobControl>,
         wake: Box<dyn Fn() + Send>,
@@ -134,9 +149,10 @@ impl Shard {
         let queue = Arc::new(ShardQueue { state: Mutex::default(), news: Condvar::new() });
         let theirs = queue.clone();
         let shown = report.clone();
+        let Target { sink, table, shard, author } = target;
         let work = move || {
             let write = AssertUnwindSafe(|| {
-                let mut writer = sink.open(shard, report)?;
+                let mut writer = sink.open(shard, author.as_ref(), report)?;
                 write_epochs(writer.as_mut(), &theirs, wake.as_ref())
             });
             let result = catch_unwind(write).unwrap_or_else(|panic| {
@@ -178,14 +194,19 @@ fn write_epochs(
     wake: &dyn Fn(),
 ) -> Result<(), ConnectorError> {
     let mut quiet = false;
+    let mut there = There(writer.progress());
     loop {
         match queue.next() {
-            Work::Epoch(epoch) => {
-                for (rows, diffs) in epoch.rows {
-                    writer.write(epoch.epoch, rows, diffs)?;
+            Work::Epoch(EpochRows { end, bytes, .. }) if there.has(end)? => {
+                queue.written(bytes, end.epoch);
+                wake();
+            }
+            Work::Epoch(EpochRows { end, rows, bytes }) => {
+                for (rows, diffs) in rows {
+                    writer.write(end.epoch, rows, diffs)?;
                 }
-                let committed = writer.end_epoch(epoch.epoch, epoch.recorded_time)?;
-                queue.written(epoch.bytes, committed);
+                let committed = writer.end_epoch(end)?;
+                queue.written(bytes, committed);
                 quiet = false;
                 wake();
             }
@@ -196,8 +217,37 @@ fn write_epochs(
                 quiet = true;
                 wake();
             }
-            Work::Finish => return writer.finish(),
+            Work::Finish(Finish::Whole) => return writer.finish(),
+            Work::Finish(Finish::Stopped) => return writer.flush().map(|_| ()),
             Work::Abandon => return Ok(()),
         }
+    }
+}
+
+/// What the target has from generations before.
+struct There(Option<Progress>);
+
+impl There {
+    /// Whether an epoch that has come again is there already.
+    ///
+    /// # Errors
+    /// The rows are not those that are there.
+    fn has(&mut self, end: ShardEnd) -> Result<bool, ConnectorError> {
+        let Some(there) = self.0 else { return Ok(false) };
+        if end.epoch < there.epoch {
+            return Ok(true);
+        }
+        self.0 = None;
+        if end.epoch == there.epoch && end.digest == there.digest {
+            return Ok(true);
+        }
+        let epoch = there.epoch;
+        let message = format!(
+            "not deterministic: the rows up to epoch {epoch}, computed again, are not those that \
+             were written"
+        );
+        let hint = "something that the job reads has changed, or its query depends on more than \
+                    its inputs; nothing was written over";
+        Err(ConnectorError::fatal(message).hint(hint))
     }
 }

@@ -26,12 +26,13 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use super::adapter::least;
 use super::exchange::{Deal, Dealer, Shards};
 use super::lifted::{FactsStream, RowsStream};
-use super::shard::{EpochRows, Shard};
+use super::shard::{EpochRows, Shard, Target};
 use crate::digest::digest;
 use crate::graph::SinkNode;
 use crate::job::{Failure, JobControl, SinkCounters};
 use crate::keys::encode_value;
 use crate::rows::{Delta, Origin};
+use crate::sink::ShardEnd;
 use crate::time::{Epoch, MARK_NONE, Millis};
 
 /// Accepted and committed.
@@ -45,7 +46,10 @@ struct Pending {
 
 struct SinkState {
     ordered: bool,
-    shards: BTreeMap<u32, Shard>,
+    /// Each with the digest of all rows that it got.
+    shards: BTreeMap<u32, (Shard, u128)>,
+    /// Whether rows are counted for the targets' sake.
+    counts: bool,
     divider: Shards,
     pending: BTreeMap<Epoch, Pending>,
     control: Arc<JobControl>,
@@ -85,17 +89,21 @@ pub(crate) fn attach<'scope>(
     if let Some(memory) = control.memory() {
         memory.on_durable(wake());
     }
+    let author = control.author(place, &node.table);
+    let counts = author.is_some();
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {
         let report = counters.report.clone();
         let (sink, table) = (node.sink.clone(), node.table.clone());
-        (shard, Shard::start(sink, table, shard, report, control.clone(), wake()))
+        let target = Target { sink, table, shard, author: author.clone() };
+        (shard, Shard::start(target, report, control.clone(), wake()))
     };
-    let shards = mine.map(start).collect();
+    let shards = mine.map(start).map(|(n, shard)| (n, (shard, 0))).collect();
     let mut state = SinkState {
         divider: Shards::of(count, &sharding),
         ordered,
         shards,
+        counts,
         pending: BTreeMap::new(),
         control: control.clone(),
         counters,
@@ -143,7 +151,7 @@ impl SinkState {
                 return None;
             }
             let durable = self.control.memory().is_none_or(|memory| memory.is_durable(epoch));
-            if !durable || self.shards.values().any(|s| !s.queue.has_room()) {
+            if !durable || self.shards.values().any(|(s, _)| !s.queue.has_room()) {
                 return Some(epoch);
             }
             let pending = entry.remove();
@@ -160,7 +168,7 @@ impl SinkState {
                 by_shard.entry(shard).or_default().push(part);
             }
         }
-        for (number, shard) in &self.shards {
+        for (number, (shard, sum)) in &mut self.shards {
             let deltas = by_shard.remove(number).unwrap_or_default();
             let rows = in_order(deltas, self.ordered);
             let count: usize = rows.iter().map(Delta::len).sum();
@@ -168,17 +176,19 @@ impl SinkState {
             if count > 0 {
                 self.counters.first_after.get_or_init(|| self.control.rows_given());
             }
-            if self.control.digests {
-                let mut sum = self.counters.digest.lock().unwrap_or_else(|e| e.into_inner());
-                *sum = rows.iter().fold(*sum, |s, d| s.wrapping_add(digest(d)));
+            if self.counts || self.control.digests {
+                let added = rows.iter().fold(0_u128, |sum, d| sum.wrapping_add(digest(d)));
+                *sum = sum.wrapping_add(added);
+                let mut all = self.counters.digest.lock().unwrap_or_else(|e| e.into_inner());
+                *all = all.wrapping_add(added);
             }
             let plain = |d: Delta| (crate::rows::unpack(&d.rows), d.diffs);
             let rows: Vec<_> = rows.into_iter().map(plain).collect();
             // Of what waits in the queue: texts may be much longer than their places in a
             // dictionary.
             let bytes = rows.iter().map(|(rows, _)| crate::rows::sliced_bytes(rows)).sum();
-            let recorded_time = self.recorded_time;
-            shard.queue.push(EpochRows { epoch, recorded_time, rows, bytes });
+            let end = ShardEnd { epoch, recorded_time: self.recorded_time, digest: *sum };
+            shard.queue.push(EpochRows { end, rows, bytes });
         }
         debug_assert!(by_shard.is_empty(), "rows of a shard that this worker does not write");
     }
@@ -195,9 +205,10 @@ impl SinkState {
         let failed = self.control.failure().is_some();
         if accepted == Epoch::MAX && !self.finished {
             self.finished = true;
-            self.shards.values().for_each(|s| s.queue.finish());
+            let whole = !self.counts || !self.control.is_stopping();
+            self.shards.values().for_each(|(s, _)| s.queue.finish(whole));
         }
-        let progress: Vec<_> = self.shards.values().map(|s| s.queue.progress()).collect();
+        let progress: Vec<_> = self.shards.values().map(|(s, _)| s.queue.progress()).collect();
         let done = self.finished && progress.iter().all(|p| p.1);
         if done || failed {
             // Dropping the shards waits for their threads.

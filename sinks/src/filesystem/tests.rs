@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use weir_engine::connector::ColumnSpec;
+use weir_engine::sink::ShardEnd;
 
 fn table(folder: &Path, more: &[(&str, &str)]) -> TableSpec {
     let column = |name: &str, data_type| ColumnSpec {
@@ -49,7 +50,7 @@ fn writer(spec: &TableSpec) -> (Box<dyn SinkWriter>, Arc<SinkReport>) {
     let report = Arc::new(SinkReport::default());
     let made = sink(spec, &[]).unwrap();
     made.probe().unwrap();
-    (made.open(0, report.clone()).unwrap(), report)
+    (made.open(0, None, report.clone()).unwrap(), report)
 }
 
 /// Files below a folder, by relative path, with their bytes.
@@ -87,16 +88,20 @@ fn files_close_by_size_and_by_age_and_count_as_committed_then() {
     );
     let (mut out, report) = writer(&spec);
     out.write(5, rows(0, 1), None).unwrap();
-    assert_eq!(out.end_epoch(5, 1_000).unwrap(), 4);
+    assert_eq!(out.end_epoch(ShardEnd::at(5, 1_000)).unwrap(), 4);
     assert!(files(folder.path()).keys().all(|name| name.starts_with('.')), "not visible yet");
     out.write(6, rows(1, 2), None).unwrap();
-    assert_eq!(out.end_epoch(6, 1_010).unwrap(), 6, "60 bytes are reached");
+    assert_eq!(out.end_epoch(ShardEnd::at(6, 1_010)).unwrap(), 6, "60 bytes are reached");
     out.write(7, rows(3, 1), None).unwrap();
-    assert_eq!(out.end_epoch(7, 2_000).unwrap(), 6);
-    assert_eq!(out.end_epoch(8, 11_999).unwrap(), 6);
-    assert_eq!(out.end_epoch(9, 12_000).unwrap(), 9, "ten seconds have passed, without a row");
+    assert_eq!(out.end_epoch(ShardEnd::at(7, 2_000)).unwrap(), 6);
+    assert_eq!(out.end_epoch(ShardEnd::at(8, 11_999)).unwrap(), 6);
+    assert_eq!(
+        out.end_epoch(ShardEnd::at(9, 12_000)).unwrap(),
+        9,
+        "ten seconds have passed, without a row"
+    );
     out.write(10, rows(4, 1), None).unwrap();
-    out.end_epoch(10, 12_001).unwrap();
+    out.end_epoch(ShardEnd::at(10, 12_001)).unwrap();
     out.finish().unwrap();
     drop(out);
     expect![[r#"
@@ -118,7 +123,7 @@ fn a_second_run_adds_files_and_a_run_without_rows_only_the_folder() {
         if count > 0 {
             out.write(1, rows(0, count), None).unwrap();
         }
-        out.end_epoch(1, 0).unwrap();
+        out.end_epoch(ShardEnd::at(1, 0)).unwrap();
         out.finish().unwrap();
     };
     run(0);
@@ -141,7 +146,7 @@ fn partitions_are_folders_and_leave_their_columns_out() {
     let (mut out, _) = writer(&spec);
     out.write(3, rows(0, 4), None).unwrap();
     out.write(3, rows(4, 2), None).unwrap();
-    out.end_epoch(3, 0).unwrap();
+    out.end_epoch(ShardEnd::at(3, 0)).unwrap();
     let visible = files(folder.path()).into_keys().filter(|n| !n.starts_with('.')).count();
     assert_eq!(visible, 1, "three are open, two may be");
     out.finish().unwrap();
@@ -272,7 +277,7 @@ proptest! {
                 out.write(1, rows(from, size), None).unwrap();
                 from += size;
             }
-            out.end_epoch(1, 0).unwrap();
+            out.end_epoch(ShardEnd::at(1, 0)).unwrap();
             out.finish().unwrap();
             files(folder.path())
         };

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_connect::store::Draft;
 use weir_engine::connector::ConnectorError;
-use weir_engine::sink::{SinkReport, SinkWriter};
+use weir_engine::sink::{ShardEnd, SinkReport, SinkWriter};
 use weir_engine::time::{Epoch, Millis};
 
 use super::encode::{Encoding, FileEncoder};
@@ -118,7 +118,8 @@ impl SinkWriter for ShardWriter {
         parts.iter().try_for_each(|(folder, part)| self.append(epoch, folder, part))
     }
 
-    fn end_epoch(&mut self, epoch: Epoch, recorded_time: Millis) -> Result<Epoch, ConnectorError> {
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+        let ShardEnd { epoch, recorded_time, .. } = end;
         self.ended = epoch;
         let rolling = self.rolling;
         let mut due = Vec::new();

@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
-use weir_engine::sink::{SinkReport, SinkWriter};
-use weir_engine::time::{Epoch, Millis};
+use weir_engine::sink::{ShardEnd, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
 
 use super::Plan;
 use super::group::Group;
@@ -145,8 +145,8 @@ impl SinkWriter for Writer {
         Ok(())
     }
 
-    fn end_epoch(&mut self, epoch: Epoch, _: Millis) -> Result<Epoch, ConnectorError> {
-        self.ended = epoch;
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+        self.ended = end.epoch;
         let waited = self.waiting_since.is_none_or(|s| s.elapsed() >= self.plan.options.linger);
         if waited || self.group.rows() >= self.rows_aim || self.group.bytes() >= BYTES_MAX {
             self.commit(None)?;
