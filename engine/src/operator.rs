@@ -126,7 +126,9 @@ pub trait Operator {
     /// Gives the state to a checkpoint: what has changed since the last one, and the names of the
     /// rest. By default all of it is given each time.
     fn save(&mut self, pieces: &mut dyn Pieces) -> Result<(), OperatorError> {
-        self.snapshot()?.into_iter().for_each(|part| drop(pieces.put(part)));
+        for part in self.snapshot()? {
+            pieces.put(part);
+        }
         Ok(())
     }
 
