@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use weir_engine::flow::EpochPolicy;
 
-use crate::{connectors, demo, manual, processes, run};
+use crate::{connectors, demo, lasting, manual, processes, run};
 
 /// Exit code for a script or flag that cannot be planned.
 const REFUSED: u8 = 2;
@@ -52,6 +52,13 @@ struct RunArgs {
     /// by rows, few at first, if all inputs end
     #[arg(long, value_parser = parse_epoch)]
     epoch: Option<EpochPolicy>,
+    /// Keeps the job's state here, a folder or the URL of an object store: a job that is started
+    /// again with it goes on where it was, and writes no row twice
+    #[arg(long, value_name = "FOLDER|URL")]
+    state: Option<String>,
+    /// Folder of the cut logs, where --state is not on this machine
+    #[arg(long, value_name = "FOLDER", requires = "state")]
+    log: Option<PathBuf>,
     /// Prints a digest of the rows of each sink at the end
     #[arg(long)]
     digest: bool,
@@ -210,6 +217,7 @@ fn run_script(args: RunArgs) -> ExitCode {
         epoch: args.epoch,
         digest: args.digest,
         quiet: args.quiet,
+        state: args.state.map(|store| lasting::StateOptions { store, log: args.log }),
         report: args.report,
     };
     match run::run_script(script.jobs.clone(), &options) {

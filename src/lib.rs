@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod connectors;
 pub mod demo;
+pub mod lasting;
 pub mod manual;
 pub mod processes;
 pub mod report;

@@ -258,9 +258,11 @@ fn run_child() -> Result<(), Vec<Trouble>> {
         epoch: None,
         digest: assignment.digest,
         quiet: true,
+        state: None,
         report: None,
     };
-    let reports = run_jobs(assignment.jobs, &clusters, &options, &stop)?;
+    let jobs = assignment.jobs.into_iter().map(|job| (job, None)).collect();
+    let reports = run_jobs(jobs, &clusters, &options, &stop)?;
     let text = serde_json::to_string(&reports).map_err(|e| broken(e.to_string()))?;
     crate::cli::out(&format!("{REPORT}{text}\n"));
     Ok(())

@@ -10,10 +10,11 @@ use weir_engine::clock::SystemClock;
 use weir_engine::connector::ConnectorError;
 use weir_engine::flow::{Cluster, EpochPolicy, JobInput};
 use weir_engine::graph::{Graph, Node};
-use weir_engine::job::{Failure, JobControl};
+use weir_engine::job::{Failure, JobControl, Lasting};
 use weir_queries::JobPlan;
 
 use crate::connectors;
+use crate::lasting::{LastingJob, StateOptions};
 use crate::processes;
 use crate::report::JobReport;
 use crate::status::Status;
@@ -40,6 +41,8 @@ pub struct RunOptions {
     pub digest: bool,
     /// Whether nothing is printed.
     pub quiet: bool,
+    /// Where the state of jobs that last is.
+    pub state: Option<StateOptions>,
     /// Where the final counters go as JSON.
     pub report: Option<PathBuf>,
 }
@@ -115,11 +118,7 @@ pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob,
             splits.insert(source.index, found);
         }
     }
-    for node in &graph.nodes {
-        if let Node::Sink { sink, .. } = node {
-            sink.sink.probe().map_err(|e| Trouble::at(&sink.table, &e))?;
-        }
-    }
+    probe_sinks(&graph)?;
     let bounded = splits.values().flatten().all(|s| s.bounded);
     let by_default = if bounded {
         EpochPolicy::Replay { first: REPLAY_ROWS_FIRST, rows: REPLAY_ROWS }
@@ -138,15 +137,52 @@ pub fn prepare(plan: JobPlan, epoch: Option<EpochPolicy>) -> Result<PreparedJob,
     Ok(PreparedJob { plan, input: JobInput { policy, splits } })
 }
 
+/// Probes a job's sinks.
+pub fn probe(plan: &JobPlan) -> Result<(), Trouble> {
+    probe_sinks(&graph_of(plan, 1).map_err(Trouble::new)?)
+}
+
+fn probe_sinks(graph: &Graph) -> Result<(), Trouble> {
+    for node in &graph.nodes {
+        if let Node::Sink { sink, .. } = node {
+            sink.sink.probe().map_err(|e| Trouble::at(&sink.table, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prepares a script's jobs; those that last begin their next generation.
+fn prepare_all(
+    plans: Vec<JobPlan>,
+    options: &RunOptions,
+) -> Result<Vec<(PreparedJob, Option<Lasting>)>, Trouble> {
+    let mut names: Vec<String> = Vec::new();
+    let mut jobs = Vec::new();
+    for plan in plans {
+        let same = names.iter().filter(|name| **name == plan.name).count();
+        names.push(plan.name.clone());
+        jobs.push(match &options.state {
+            None => (prepare(plan, options.epoch)?, None),
+            Some(_) if options.processes > 1 => {
+                return Err(Trouble::new("--state works with one process for now"));
+            }
+            Some(state) => {
+                let begun = state.begin(plan, same, options.epoch, options.workers)?;
+                let LastingJob { job, lasting } = begun;
+                (job, Some(lasting))
+            }
+        });
+    }
+    Ok(jobs)
+}
+
 /// Runs all jobs of a script, side by side, until they end.
 pub fn run_script(plans: Vec<JobPlan>, options: &RunOptions) -> Result<(), Vec<Trouble>> {
     let one = |trouble: Trouble| vec![trouble];
     let stop = stop_on_signals().map_err(Trouble::new).map_err(one)?;
-    let mut jobs = Vec::new();
-    for plan in plans {
-        jobs.push(prepare(plan, options.epoch).map_err(one)?);
-    }
+    let jobs = prepare_all(plans, options).map_err(one)?;
     if options.processes > 1 {
+        let jobs = jobs.into_iter().map(|(job, _)| job).collect();
         return processes::parent(jobs, options, &stop);
     }
     let cluster = Cluster { threads: options.workers, ..Cluster::default() };
@@ -173,18 +209,21 @@ pub fn finish(reports: &[JobReport], options: &RunOptions) -> Result<(), String>
 
 /// Runs prepared jobs in this process, `clusters[i]` for the i-th.
 pub fn run_jobs(
-    jobs: Vec<PreparedJob>,
+    jobs: Vec<(PreparedJob, Option<Lasting>)>,
     clusters: &[Cluster],
     options: &RunOptions,
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<JobReport>, Vec<Trouble>> {
     let clock = || Arc::new(SystemClock);
-    let controls: Vec<Arc<JobControl>> =
-        jobs.iter().map(|_| JobControl::new(clock(), options.digest)).collect();
+    let control = |lasting: &Option<Lasting>| match lasting {
+        None => JobControl::new(clock(), options.digest),
+        Some(lasting) => JobControl::lasting(clock(), options.digest, lasting.clone()),
+    };
+    let controls: Vec<Arc<JobControl>> = jobs.iter().map(|(_, l)| control(l)).collect();
     let status = Status::start(controls.clone(), options.quiet);
     let started = jobs.into_iter().zip(&controls).zip(clusters);
     let threads: Vec<_> =
-        started.map(|((job, control), cluster)| start(job, cluster, control)).collect();
+        started.map(|(((job, _), control), cluster)| start(job, cluster, control)).collect();
     while threads.iter().any(|t| !t.is_finished()) {
         if stop.load(Ordering::SeqCst) {
             controls.iter().for_each(|c| c.stop());

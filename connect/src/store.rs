@@ -31,6 +31,7 @@ mod draft;
 mod exclusive;
 mod fault;
 mod local;
+mod objects;
 mod remote;
 
 #[cfg(test)]

@@ -201,9 +201,9 @@ impl JobControl {
     }
 
     /// Who writes into a sink, where the job lasts.
-    pub(crate) fn author(&self, place: usize, table: &str) -> Option<Author> {
+    pub(crate) fn author(&self, number: usize, table: &str) -> Option<Author> {
         let Lasting { job, generation, .. } = self.lasting.as_ref()?;
-        Some(Author::of(job, *generation, place, table))
+        Some(Author::of(job, *generation, number, table))
     }
 
     /// The memory, for the first worker that asks.

@@ -32,6 +32,7 @@
 //! and the machine's power, not its disk.
 
 mod crc;
+pub(crate) use crc::crc32c;
 mod disk;
 mod reader;
 mod record;

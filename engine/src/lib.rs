@@ -20,4 +20,5 @@ pub mod rows;
 pub mod sink;
 pub mod source;
 pub mod state;
+pub mod store;
 pub mod time;

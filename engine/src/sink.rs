@@ -43,16 +43,16 @@ use crate::time::{Epoch, Millis};
 pub struct Author {
     /// The job, by a name that no other job ever has: letters, digits and `-`.
     pub job: String,
-    /// The sink among the job's: its table and its place in the plan.
+    /// The sink among the job's: its table and its number.
     pub sink: String,
     /// The generation: it grows with each start of the job.
     pub generation: u64,
 }
 
 impl Author {
-    /// The author of the sink at a place of the plan.
-    pub fn of(job: &str, generation: u64, place: usize, table: &str) -> Author {
-        Author { job: job.to_owned(), sink: format!("{table}.{place}"), generation }
+    /// The author of a job's n-th sink, counted from 0.
+    pub fn of(job: &str, generation: u64, number: usize, table: &str) -> Author {
+        Author { job: job.to_owned(), sink: format!("{table}.{number}"), generation }
     }
 }
 

@@ -222,6 +222,26 @@ pub enum Node {
     },
 }
 
+impl Node {
+    /// The table that it reads or writes.
+    pub fn table(&self) -> Option<&TableSpec> {
+        match self {
+            Node::Source(source) => Some(&source.table),
+            Node::Sink { table, .. } => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The table that it reads or writes, to be changed.
+    pub fn table_mut(&mut self) -> Option<&mut TableSpec> {
+        match self {
+            Node::Source(source) => Some(&mut source.table),
+            Node::Sink { table, .. } => Some(table),
+            _ => None,
+        }
+    }
+}
+
 /// A scalar expression over the columns of a node's input, typed, all conversions spelled out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scalar {

@@ -5,6 +5,9 @@
 //!   transaction, at the latest `sink.buffer-flush.interval` after the first of them. No
 //!   transaction stays open while nothing is sent, and nothing is prepared in two phases: on a
 //!   hypertable that would block every writer that needs a new chunk.
+//! - Where the job lasts (`weir run --state`) each row gets there exactly once, at the latency of a
+//!   transaction: the progress is in the same transaction, fenced by generation (`progress.rs`).
+//!   Else:
 //! - With a PRIMARY KEY a row replaces the one of its key (the last of a group wins), a row taken
 //!   back deletes it, and sending a group twice changes nothing. Without one, rows are appended; a
 //!   group whose COMMIT was lost on the way is sent again and may be there twice.
@@ -31,8 +34,10 @@ use weir_connect::options::Secret;
 use weir_connect::retry::Retrying;
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 use weir_engine::sink::{Author, Sink, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
 
 use address::Address;
+use progress::ProgressTable;
 use schema::TargetTable;
 use session::Session;
 use writer::Writer;
@@ -41,6 +46,7 @@ mod address;
 mod copy;
 mod group;
 mod nul;
+mod progress;
 mod schema;
 mod session;
 mod tls;
@@ -101,6 +107,9 @@ weir_connect::options! {
         pub shards: NonZeroU32 = "sink.shards", default "1";
         /// Whether a table that does not exist is created.
         pub create: bool = "table.create", default "true";
+        /// Table in which jobs that last note how far they are, with its schema if that is not in
+        /// the search path. It is created where it does not exist.
+        pub progress_table: String = "sink.progress-table", default "weir_progress";
         /// What becomes of a row whose text holds a NUL character, which PostgreSQL cannot store:
         /// it is left out and counted (`refuse`), or U+FFFD takes the place of the NUL
         /// (`replace`; not in ARRAY, ROW and MAP, and not in the primary key, where it could make
@@ -166,6 +175,12 @@ struct PostgresSink {
     kind: Mutex<Option<String>>,
 }
 
+impl PostgresSink {
+    fn progress(&self, author: &Author) -> ProgressTable {
+        ProgressTable::of(&self.plan.options.progress_table, author)
+    }
+}
+
 impl Sink for PostgresSink {
     fn shards(&self) -> u32 {
         self.plan.options.shards.get()
@@ -177,11 +192,20 @@ impl Sink for PostgresSink {
 
     fn open(
         &self,
-        _: u32,
-        _: Option<&Author>,
+        shard: u32,
+        author: Option<&Author>,
         report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
-        Ok(Box::new(Writer::open(self.plan.clone(), report)?))
+        let once = author.map(|author| self.progress(author));
+        Ok(Box::new(Writer::open(self.plan.clone(), shard, once, report)?))
+    }
+
+    fn take_over(&self, author: &Author) -> Result<Option<Epoch>, ConnectorError> {
+        let mut session = Session::of(self.plan.clone())?;
+        let (progress, shards) = (self.progress(author), self.shards());
+        Retrying::new(self.plan.what(), |_| (), || false)
+            .run(|| session.take_over(&progress, shards))
+            .map_err(|e| self.plan.blamed(e))
     }
 
     fn probe(&self) -> Result<(), ConnectorError> {
@@ -196,9 +220,11 @@ impl Sink for PostgresSink {
         let kind = self.kind.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let kind = kind.unwrap_or_else(|| self.plan.target.kind_planned());
         let rows = if self.plan.target.has_key() {
-            "upserts by primary key, whole epochs a transaction; a retry changes nothing"
+            "exactly once with --state (rows and progress in one transaction); without: upserts by \
+             primary key, whole epochs a transaction, a retry changes nothing"
         } else {
-            "appends, whole epochs a transaction; a lost reply to COMMIT may leave rows twice"
+            "exactly once with --state (rows and progress in one transaction); without: appends, \
+             whole epochs a transaction, a lost reply to COMMIT may leave rows twice"
         };
         format!("{rows}; {kind}")
     }

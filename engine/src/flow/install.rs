@@ -22,7 +22,7 @@ use super::cuts::{Addressed, CutParts, SplitNames, resolve};
 use super::driver::{Accepted, Driver, Known, Next, Outlets, SourceRuntime};
 use super::lifted::{FactsStream, RowsStream};
 use super::reading::{Reading, ids, planned_batch};
-use super::sink::attach;
+use super::sink::{SinkParts, attach};
 use crate::cut::{CutPart, CutState, SourcePlan};
 use crate::graph::{Edge, Exchange, Graph, Node, Outlet, SourceNode, dead_letter_schema};
 use crate::job::JobControl;
@@ -72,6 +72,7 @@ pub(crate) fn install(
         for (source, (node, _)) in nodes.iter().enumerate() {
             built.marks.insert(*node, Rc::new(move |w: &[Millis]| w[source]));
         }
+        let mut sinks = 0..;
         for (place, node) in graph.nodes.into_iter().enumerate() {
             match node {
                 Node::Source(_) => {}
@@ -82,7 +83,10 @@ pub(crate) fn install(
                 Node::Sink { sink, input } => {
                     let rows = built.streams[&input].clone();
                     let ordered = built.ordered.contains(&input.node);
-                    let (a, c) = attach(sink, rows, facts.clone(), ordered, place, control);
+                    // Operators may be more or fewer with other workers, sinks are the same.
+                    let author = control.author(sinks.next().unwrap_or(place), &sink.table);
+                    let parts = SinkParts { node: sink, place, ordered, author };
+                    let (a, c) = attach(parts, rows, facts.clone(), control);
                     a.probe_with(&accepted);
                     c.probe_with(&committed);
                 }

@@ -32,7 +32,7 @@ use crate::graph::SinkNode;
 use crate::job::{Failure, JobControl, SinkCounters};
 use crate::keys::encode_value;
 use crate::rows::{Delta, Origin};
-use crate::sink::ShardEnd;
+use crate::sink::{Author, ShardEnd};
 use crate::time::{Epoch, MARK_NONE, Millis};
 
 /// Accepted and committed.
@@ -58,15 +58,24 @@ struct SinkState {
     finished: bool,
 }
 
-/// Builds the adapter. `ordered` says that chunks still are whole pieces of their splits.
+/// A sink as it is attached.
+pub(crate) struct SinkParts {
+    pub(crate) node: SinkNode,
+    /// Its place in the graph.
+    pub(crate) place: usize,
+    /// Whether chunks still are whole pieces of their splits.
+    pub(crate) ordered: bool,
+    pub(crate) author: Option<Author>,
+}
+
+/// Builds the adapter.
 pub(crate) fn attach<'scope>(
-    node: SinkNode,
+    parts: SinkParts,
     rows: RowsStream<'scope>,
     facts: FactsStream<'scope>,
-    ordered: bool,
-    place: usize,
     control: &Arc<JobControl>,
 ) -> SinkProgress<'scope> {
+    let SinkParts { node, place, ordered, author } = parts;
     let scope = rows.scope();
     let (index, peers) = (scope.index(), scope.peers());
     let mut builder = OperatorBuilder::new(format!("Sink {}", node.table), scope);
@@ -89,7 +98,6 @@ pub(crate) fn attach<'scope>(
     if let Some(memory) = control.memory() {
         memory.on_durable(wake());
     }
-    let author = control.author(place, &node.table);
     let counts = author.is_some();
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {

@@ -80,10 +80,9 @@ impl TargetTable {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let parts = options.table_name.split('.').map(quoted);
         Ok(TargetTable {
             given: options.table_name.clone(),
-            name: parts.collect::<Vec<_>>().join("."),
+            name: quoted_path(&options.table_name),
             columns,
             key,
             time,
@@ -343,6 +342,11 @@ fn wire_name(sql_type: &str) -> &str {
         "double precision" => "float8",
         other => other,
     }
+}
+
+/// A name with the schema that may stand before it, quoted.
+pub(crate) fn quoted_path(name: &str) -> String {
+    name.split('.').map(quoted).collect::<Vec<_>>().join(".")
 }
 
 fn quoted(name: &str) -> String {

@@ -19,9 +19,11 @@ use tokio_postgres::{Client, NoTls, Statement};
 use weir_connect::options::mask_url;
 use weir_connect::tls::client_config;
 use weir_engine::connector::{ConnectorError, Remedy};
+use weir_engine::time::Epoch;
 
 use super::Plan;
 use super::group::Prepared;
+use super::progress::{MOVED, ProgressTable, ShardRow};
 use super::tls::Tls;
 
 /// Bytes handed to the client at a time.
@@ -106,15 +108,50 @@ impl Session {
         Ok(())
     }
 
-    /// Sends a group in one transaction.
-    pub(crate) fn send(&mut self, group: &Prepared) -> Result<(), ConnectorError> {
+    /// Something short on the connection, which is made if it is not there.
+    fn ask<T>(
+        &mut self,
+        what: &str,
+        work: impl AsyncFnOnce(&Client) -> Result<T, Failure>,
+    ) -> Result<T, ConnectorError> {
+        self.reach()?;
+        let limit = self.plan.options.statement_timeout;
+        let Some(link) = self.link.take() else {
+            return Err(ConnectorError::retry("the connection is gone"));
+        };
+        let done = self.runtime.block_on(within(limit, work(&link.client)));
+        let done = done.map_err(|f| f.told(what))?;
+        self.link = Some(link);
+        Ok(done)
+    }
+
+    /// Makes a generation the only one that can commit.
+    pub(crate) fn take_over(
+        &mut self,
+        progress: &ProgressTable,
+        shards: u32,
+    ) -> Result<Option<Epoch>, ConnectorError> {
+        self.ask("the progress table", async |client| progress.take_over(client, shards).await)
+    }
+
+    /// A shard's progress.
+    pub(crate) fn progress(
+        &mut self,
+        progress: &ProgressTable,
+        shard: u32,
+    ) -> Result<ShardRow, ConnectorError> {
+        self.ask("the progress table", async |client| progress.read(client, shard).await)
+    }
+
+    /// Sends a group in one transaction that ends with `commit`.
+    pub(crate) fn send(&mut self, group: &Prepared, commit: &str) -> Result<(), ConnectorError> {
         self.reach()?;
         let Some(link) = self.link.take() else { return Ok(()) };
         let bytes =
             group.written.as_ref().map_or(0, Vec::len) + group.gone.as_ref().map_or(0, Vec::len);
         let sending = Duration::from_secs(bytes as u64 / BYTES_PER_SECOND_MIN);
         let limit = self.plan.options.statement_timeout.saturating_add(sending);
-        let sent = self.runtime.block_on(within(limit, link.transact(group)));
+        let sent = self.runtime.block_on(within(limit, link.transact(group, commit)));
         sent.map_err(|f| f.told("a transaction"))?;
         // Only a connection on which all went well is kept.
         self.link = Some(link);
@@ -177,7 +214,7 @@ impl Link {
         Ok(Link { client, copy, insert, delete })
     }
 
-    async fn transact(&self, group: &Prepared) -> Result<(), Failure> {
+    async fn transact(&self, group: &Prepared, commit: &str) -> Result<(), Failure> {
         self.client.batch_execute("BEGIN").await?;
         if let Some(bytes) = &group.written {
             self.copy_in(&self.copy, bytes).await?;
@@ -189,7 +226,7 @@ impl Link {
             self.copy_in(copy, bytes).await?;
             self.client.execute(delete, &[]).await?;
         }
-        self.client.batch_execute("COMMIT").await?;
+        self.client.batch_execute(commit).await?;
         Ok(())
     }
 
@@ -230,8 +267,9 @@ pub(crate) fn of_server(error: &tokio_postgres::Error) -> ConnectorError {
 fn remedy_of(code: &SqlState) -> Remedy {
     let code = code.code();
     match (&code[..2.min(code.len())], code) {
-        // Connections, resources, an operator's intervention, lock and transaction conflicts.
-        ("08" | "53" | "57" | "58", _) | (_, "40001" | "40P01" | "55P03" | "25P03") => {
+        // Connections, resources, an operator's intervention, lock and transaction conflicts; a
+        // progress that is not what it was, so that it has to be read.
+        ("08" | "53" | "57" | "58", _) | (_, "40001" | "40P01" | "55P03" | "25P03" | MOVED) => {
             Remedy::Retry
         }
         // Authorisation, names, syntax, a server that only reads.

@@ -14,12 +14,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
-use weir_engine::sink::{ShardEnd, SinkReport, SinkWriter};
+use weir_engine::sink::{Progress, ShardEnd, SinkReport, SinkWriter};
+use weir_engine::state::Pieces;
 use weir_engine::time::Epoch;
 
 use super::Plan;
-use super::group::Group;
+use super::group::{Group, Prepared};
 use super::nul;
+use super::progress::{ProgressTable, Step};
 use super::session::Session;
 
 /// A transaction should not take longer.
@@ -36,17 +38,43 @@ pub(crate) struct Writer {
     group: Group,
     waiting_since: Option<Instant>,
     rows_aim: usize,
-    ended: Epoch,
+    /// The end of the last epoch.
+    ended: ShardEnd,
     committed: Epoch,
+    once: Option<Once>,
+}
+
+/// What a writer of a job that lasts knows of its progress.
+struct Once {
+    table: ProgressTable,
+    shard: u32,
+    /// As the database has it, unless `unsure`.
+    progress: Option<Progress>,
+    /// Whether a commit may have happened without a reply.
+    unsure: bool,
 }
 
 impl Writer {
-    pub(crate) fn open(plan: Arc<Plan>, report: Arc<SinkReport>) -> Result<Writer, ConnectorError> {
+    /// Opens a shard; `once` where the job lasts.
+    pub(crate) fn open(
+        plan: Arc<Plan>,
+        shard: u32,
+        once: Option<ProgressTable>,
+        report: Arc<SinkReport>,
+    ) -> Result<Writer, ConnectorError> {
         let mut session = Session::of(plan.clone())?;
         let (notices, stop) = (report.clone(), report.clone());
         let mut retrying =
             Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
         retrying.run(|| session.reach())?;
+        let once = match once {
+            None => None,
+            Some(table) => {
+                let row = retrying.run(|| session.progress(&table, shard));
+                let progress = row.map_err(|e| plan.blamed(e))?.progress;
+                Some(Once { table, shard, progress, unsure: false })
+            }
+        };
         Ok(Writer {
             group: Group::keyed_by(plan.target.key().to_vec()),
             rows_aim: plan.options.rows_max.get() as usize,
@@ -55,8 +83,9 @@ impl Writer {
             retrying,
             report,
             waiting_since: None,
-            ended: 0,
+            ended: ShardEnd::at(0, 0),
             committed: 0,
+            once,
         })
     }
 
@@ -69,18 +98,21 @@ impl Writer {
                 prepared.map_err(|e| ConnectorError::fatal(format!("rows for PostgreSQL: {e}")))?;
             let bytes = prepared.written.as_ref().map_or(0, Vec::len);
             let mut began = Instant::now();
-            let session = &mut self.session;
+            let (session, once, ended) = (&mut self.session, &mut self.once, self.ended);
             self.retrying
                 .run_for(time_max, || {
                     began = Instant::now();
-                    session.send(&prepared)
+                    match once {
+                        None => session.send(&prepared, "COMMIT"),
+                        Some(once) => once.send(session, &prepared, ended),
+                    }
                 })
                 .map_err(|e| self.plan.blamed(e))?;
             self.adapt(began.elapsed());
             self.report.committed(prepared.rows, bytes as u64);
             self.group.clear();
         }
-        self.committed = self.ended;
+        self.committed = self.ended.epoch;
         Ok(())
     }
 
@@ -110,7 +142,7 @@ impl Writer {
 
 impl Plan {
     /// The error with the table's name, unless it is there already.
-    fn blamed(&self, mut error: ConnectorError) -> ConnectorError {
+    pub(crate) fn blamed(&self, mut error: ConnectorError) -> ConnectorError {
         let name = format!("`{}`", self.table);
         if !error.message.contains(&name) {
             error.message = format!("table {name}: {}", error.message);
@@ -119,7 +151,50 @@ impl Plan {
     }
 }
 
+impl Once {
+    /// Sends a group that ends here, unless it is there already.
+    fn send(
+        &mut self,
+        session: &mut Session,
+        group: &Prepared,
+        end: ShardEnd,
+    ) -> Result<(), ConnectorError> {
+        let to = Progress { epoch: end.epoch, digest: end.digest };
+        if self.unsure {
+            let found = session.progress(&self.table, self.shard)?.progress;
+            if found == Some(to) {
+                (self.progress, self.unsure) = (found, false);
+                return Ok(());
+            }
+            if found != self.progress {
+                let (found, known) = (told(found), told(self.progress));
+                let message = format!("its progress is at {found}, and was left at {known}");
+                return Err(ConnectorError::fatal(message)
+                    .hint("does something else write to the progress table?"));
+            }
+        }
+        self.unsure = true;
+        let from = self.progress.map(|progress| progress.epoch);
+        let step = Step { shard: self.shard, from, to };
+        session.send(group, &self.table.commit_sql(step))?;
+        (self.progress, self.unsure) = (Some(to), false);
+        Ok(())
+    }
+}
+
+fn told(progress: Option<Progress>) -> String {
+    progress.map_or("nothing".to_owned(), |progress| format!("epoch {}", progress.epoch))
+}
+
 impl SinkWriter for Writer {
+    fn progress(&self) -> Option<Progress> {
+        self.once.as_ref()?.progress
+    }
+
+    fn save(&mut self, _: &mut dyn Pieces) -> Result<(), ConnectorError> {
+        self.commit(None)
+    }
+
     fn write(
         &mut self,
         epoch: Epoch,
@@ -146,7 +221,7 @@ impl SinkWriter for Writer {
     }
 
     fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
-        self.ended = end.epoch;
+        self.ended = end;
         let waited = self.waiting_since.is_none_or(|s| s.elapsed() >= self.plan.options.linger);
         if waited || self.group.rows() >= self.rows_aim || self.group.bytes() >= BYTES_MAX {
             self.commit(None)?;

@@ -1,0 +1,158 @@
+//! How far each shard is, in a table beside its rows.
+//!
+//! # Invariant
+//! A shard's row of the progress table changes in the very transaction that makes rows visible, and
+//! only from what the writer knows it to be: its own generation, and the epoch that it committed
+//! last. So rows of an epoch are there exactly if the progress has reached it.
+//!
+//! # Argument
+//! - *A zombie*: taking over raises the generation of all rows at once. A transaction of an older
+//!   generation either had moved the progress before, then what it wrote counts and is seen by the
+//!   generation that takes over; or it finds another generation there, and fails as a whole.
+//! - *A lost reply*: before a group is sent again the progress is read: it says whether the commit
+//!   has happened. A commit that is still under way on a connection that was given up holds the
+//!   row's lock, or will find it changed: of two transactions of one group one fails.
+//! - *No wait between*: the move and the commit travel as one message, so that a client that stops
+//!   in between holds no lock.
+
+use tokio_postgres::Client;
+use weir_engine::connector::ConnectorError;
+use weir_engine::sink::{Author, Progress};
+use weir_engine::time::Epoch;
+
+use super::schema::quoted_path;
+use super::session::Failure;
+
+/// What SQLSTATE says where the progress was not what it should have been: a division by zero.
+pub(crate) const MOVED: &str = "22012";
+
+/// The progress table, as one sink of a job uses it.
+#[derive(Clone, Debug)]
+pub(crate) struct ProgressTable {
+    /// Quoted, for SQL.
+    name: String,
+    author: Author,
+}
+
+/// A shard's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShardRow {
+    pub(crate) generation: u64,
+    pub(crate) progress: Option<Progress>,
+}
+
+/// A step of a shard, as a part of a transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) shard: u32,
+    pub(crate) from: Option<Epoch>,
+    pub(crate) to: Progress,
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl ProgressTable {
+    pub(crate) fn of(table: &str, author: &Author) -> ProgressTable {
+        ProgressTable { name: quoted_path(table), author: author.clone() }
+    }
+
+    fn mine(&self) -> String {
+        let Author { job, sink, .. } = &self.author;
+        format!("job = {} AND sink = {}", literal(job), literal(sink))
+    }
+
+    /// Makes the table where it does not exist, and the author's generation the only one that can
+    /// commit. Gives the newest epoch of all shards.
+    pub(crate) async fn take_over(
+        &self,
+        client: &Client,
+        shards: u32,
+    ) -> Result<Option<Epoch>, Failure> {
+        let (name, mine) = (&self.name, self.mine());
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE IF NOT EXISTS {name} (job text, sink text, shard integer, \
+                 generation bigint NOT NULL, epoch bigint, digest text, \
+                 written timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, sink, shard))"
+            ))
+            .await?;
+        client.batch_execute("BEGIN").await?;
+        let sql = format!(
+            "SELECT shard, generation, epoch FROM {name} WHERE {mine} ORDER BY shard FOR UPDATE"
+        );
+        let rows = client.query(&sql, &[]).await?;
+        for row in &rows {
+            self.is_newest(row.get::<_, i64>(1) as u64)?;
+        }
+        if !rows.is_empty() && rows.len() != shards as usize {
+            let was = rows.len();
+            let message = format!("'sink.shards' was {was} when the job began, and is {shards}");
+            return Err(Failure::Final(ConnectorError::reconfigure(message)));
+        }
+        let generation = self.author.generation;
+        if rows.is_empty() {
+            let (job, sink) = (literal(&self.author.job), literal(&self.author.sink));
+            let sql = format!(
+                "INSERT INTO {name} (job, sink, shard, generation) \
+                 SELECT {job}, {sink}, shard, {generation} FROM generate_series(0, {}) shard",
+                shards.saturating_sub(1)
+            );
+            client.batch_execute(&sql).await?;
+        }
+        let sql = format!("UPDATE {name} SET generation = {generation} WHERE {mine}; COMMIT");
+        client.batch_execute(&sql).await?;
+        Ok(rows.iter().filter_map(|row| row.get::<_, Option<i64>>(2)).max().map(|e| e as u64))
+    }
+
+    /// A shard's row, which must be of the author's generation.
+    pub(crate) async fn read(&self, client: &Client, shard: u32) -> Result<ShardRow, Failure> {
+        let (name, mine) = (&self.name, self.mine());
+        let sql = format!(
+            "SELECT generation, epoch, digest FROM {name} WHERE {mine} AND shard = {shard}"
+        );
+        let rows = client.query(&sql, &[]).await?;
+        let Some(row) = rows.first() else {
+            let message = format!("the progress of the job is gone from {name}");
+            return Err(Failure::Final(ConnectorError::fatal(message)));
+        };
+        let generation = row.get::<_, i64>(0) as u64;
+        self.is_newest(generation)?;
+        let digest = row.get::<_, Option<String>>(2);
+        let digest = digest.and_then(|hex| u128::from_str_radix(&hex, 16).ok()).unwrap_or(0);
+        let epoch = row.get::<_, Option<i64>>(1).map(|epoch| epoch as u64);
+        let progress = epoch.map(|epoch| Progress { epoch, digest });
+        Ok(ShardRow { generation, progress })
+    }
+
+    fn is_newest(&self, found: u64) -> Result<(), Failure> {
+        let Author { job, generation, .. } = &self.author;
+        if found <= *generation {
+            return Ok(());
+        }
+        let message = format!(
+            "generation {found} of the job {job} has taken over; this is generation {generation}, \
+             and must not write any more"
+        );
+        Err(Failure::Final(ConnectorError::fatal(message)))
+    }
+
+    /// The end of a transaction: the step and the commit, or neither.
+    pub(crate) fn commit_sql(&self, step: Step) -> String {
+        let (name, mine, generation) = (&self.name, self.mine(), self.author.generation);
+        let Step { shard, from, to } = step;
+        let from = from.map_or("NULL".to_owned(), |epoch| number(epoch).to_string());
+        let (epoch, digest) = (number(to.epoch), to.digest);
+        format!(
+            "WITH moved AS (UPDATE {name} SET epoch = {epoch}, digest = '{digest:032x}', \
+             written = now() WHERE {mine} AND shard = {shard} AND generation = {generation} \
+             AND epoch IS NOT DISTINCT FROM {from} RETURNING 1) \
+             SELECT 1 / count(*) FROM moved; COMMIT"
+        )
+    }
+}
