@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use weir_engine::flow::EpochPolicy;
 
 use crate::{connectors, demo, lasting, manual, processes, run};
@@ -59,6 +60,9 @@ struct RunArgs {
     /// Folder of the cut logs, where --state is not on this machine
     #[arg(long, value_name = "FOLDER", requires = "state")]
     log: Option<PathBuf>,
+    /// The least time between two checkpoints, for instance `500ms`, `10s` or `2min`
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
+    checkpoint_interval: Duration,
     /// Prints a digest of the rows of each sink at the end
     #[arg(long)]
     digest: bool,
@@ -68,6 +72,11 @@ struct RunArgs {
     /// Writes the final counters as JSON to this file
     #[arg(long)]
     report: Option<PathBuf>,
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let time = weir_connect::options::parse_duration(text).filter(|time| !time.is_zero());
+    time.ok_or_else(|| format!("`{text}` is no time like `500ms`, `10s` or `2min`"))
 }
 
 fn parse_epoch(text: &str) -> Result<EpochPolicy, String> {
@@ -217,7 +226,11 @@ fn run_script(args: RunArgs) -> ExitCode {
         epoch: args.epoch,
         digest: args.digest,
         quiet: args.quiet,
-        state: args.state.map(|store| lasting::StateOptions { store, log: args.log }),
+        state: args.state.map(|store| lasting::StateOptions {
+            store,
+            log: args.log,
+            interval: i64::try_from(args.checkpoint_interval.as_millis()).unwrap_or(i64::MAX),
+        }),
         report: args.report,
     };
     match run::run_script(script.jobs.clone(), &options) {

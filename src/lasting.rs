@@ -9,7 +9,8 @@
 //! 1. The cut log is locked: a second process of this job on this machine ends here.
 //! 2. The generation is claimed; its number is greater than all before.
 //! 3. Every sink is taken over: from here on nobody else can commit.
-//! 4. The base is chosen: the last epoch of the log. No sink may be ahead of it.
+//! 4. The newest sound checkpoint is read, and the base is chosen: the last epoch of the log, or
+//!    the checkpoint's where the log is gone. No sink may be ahead of it.
 //! 5. `Begin` is written to the log, then to the store. Only then does a source open.
 //!
 //! # The plan
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weir_connect::options::mask_url;
 use weir_connect::store::{Store, StoreOptions};
+use weir_engine::checkpoint::{Checkpointer, Loaded, load_newest};
 use weir_engine::connector::{ConnectorError, Connectors, TableSpec};
 use weir_engine::cutlog::{self, Begin, CutLog, Recorder, SEGMENT_BYTES};
 use weir_engine::flow::{EpochPolicy, JobInput};
@@ -32,7 +34,7 @@ use weir_engine::job::Lasting;
 use weir_engine::journal::Folder;
 use weir_engine::sink::Author;
 use weir_engine::store::{FORMAT, JobStore};
-use weir_engine::time::Epoch;
+use weir_engine::time::{Epoch, Millis};
 use weir_queries::JobPlan;
 
 use crate::connectors;
@@ -45,6 +47,8 @@ pub struct StateOptions {
     pub store: String,
     /// Folder of the cut logs, where the store is not local.
     pub log: Option<PathBuf>,
+    /// The least time between two checkpoints, in milliseconds.
+    pub interval: Millis,
 }
 
 /// What a job is, as its first start stored it.
@@ -92,7 +96,7 @@ impl StateOptions {
         let disk = Folder::open(&log).map_err(|e| locked(&name, &log, &e))?;
         let log = CutLog::open(Arc::new(disk), &record.id, SEGMENT_BYTES)
             .map_err(|e| Trouble::new(e.to_string()))?;
-        let (lasting, base) = start(&store, &record, &job, log, workers)?;
+        let (lasting, base) = start(&store, &record, &job, log, workers, self.interval)?;
         tracing::info!(job = %record.id, generation = lasting.generation, ?base, "begins");
         Ok(LastingJob { job, lasting })
     }
@@ -261,23 +265,58 @@ fn start(
     job: &PreparedJob,
     mut log: CutLog,
     workers: usize,
+    interval: Millis,
 ) -> Result<(Lasting, Option<Epoch>), Trouble> {
     let failed = |e: cutlog::CutLogError| Trouble::new(e.to_string());
-    let choice = cutlog::choose(&[log.summary()], None).map_err(Trouble::new)?;
-    let generation = store.claim(choice.generation).map_err(of_store)?;
-    for (table, ahead) in take_over(&job.plan, &record.id, generation)? {
-        if ahead > choice.base {
-            return Err(is_ahead(&table, ahead, choice.base));
-        }
+    let no_thread = |e: std::io::Error| Trouble::new(format!("no thread for the state: {e}"));
+    let generation = store.claim(log.summary().generation + 1).map_err(of_store)?;
+    let there = take_over(&job.plan, &record.id, generation)?;
+    let restored = newest_checkpoint(store)?.map(Arc::new);
+    let name = restored.as_ref().map(|loaded| (loaded.manifest.generation, loaded.manifest.epoch));
+    let choice = cutlog::choose(&[log.summary()], name).map_err(Trouble::new)?;
+    let base = choice.base;
+    if let Some((table, ahead)) = there.into_iter().find(|(_, ahead)| *ahead > base) {
+        return Err(is_ahead(&table, ahead, base));
+    }
+    if choice.donor.is_none() && log.summary().last != base {
+        // Of what the log holds nothing counts any more: it begins anew behind the checkpoint.
+        log.adopt(base, std::iter::empty()).map_err(failed)?;
     }
     let workers = u32::try_from(workers).unwrap_or(u32::MAX);
-    let base = choice.base;
     log.begin(Begin { generation, base, processes: 1, workers }).map_err(failed)?;
     store.begin(generation, base).map_err(of_store)?;
-    let recorder = Recorder::start(log, workers as usize)
-        .map_err(|e| Trouble::new(format!("no thread for the cut log: {e}")))?;
-    let lasting = Lasting { job: record.id.clone(), generation, memory: Arc::new(recorder) };
+    let memory = Arc::new(Recorder::start(log, workers as usize).map_err(no_thread)?);
+    let from = restored.as_ref().map(|loaded| &loaded.manifest);
+    let checkpoints =
+        Checkpointer::start(store.clone(), generation, from, interval, memory.clone())
+            .map_err(no_thread)?;
+    let lasting = Lasting {
+        job: record.id.clone(),
+        generation,
+        memory,
+        checkpoints: Some(Arc::new(checkpoints)),
+        restored,
+    };
     Ok((lasting, base))
+}
+
+/// The newest sound checkpoint; what is wrong with newer ones is said.
+fn newest_checkpoint(store: &JobStore) -> Result<Option<Loaded>, Trouble> {
+    let (loaded, unsound) = load_newest(store).map_err(of_store)?;
+    for bad in &unsound {
+        let (epoch, reason) = (bad.name.epoch, &bad.reason);
+        tracing::warn!(epoch, %reason, "checkpoint passed over");
+    }
+    match (loaded, unsound.first()) {
+        (None, Some(bad)) => {
+            let epoch = bad.name.epoch;
+            let message =
+                format!("no checkpoint is sound; of that at epoch {epoch}: {}", bad.reason);
+            let hint = "bring back the files of the state, or start the job anew under another one";
+            Err(Trouble { hint: Some(hint.to_owned()), ..Trouble::new(message) })
+        }
+        (loaded, _) => Ok(loaded),
+    }
 }
 
 /// Takes every sink over; gives what each has.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::rows::SplitId;
-use crate::time::{MARK_END, MARK_NONE, Millis};
+use crate::time::{Epoch, MARK_END, MARK_NONE, Millis};
 
 /// What a split is doing, as far as the watermark is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,9 @@ pub struct CutPart {
     pub recorded_time: Millis,
     /// The splits that changed.
     pub splits: Vec<SplitFacts>,
+    /// Whether a checkpoint is made at the end of the epoch. Not recorded: it changes no result.
+    #[serde(default)]
+    pub checkpoint: bool,
 }
 
 /// What a job knows of one of its sources before it starts.
@@ -127,10 +130,41 @@ pub struct EpochFacts {
     pub recorded_time: Millis,
     /// The watermark of each source, in the order of the plan.
     pub watermarks: Vec<Millis>,
+    /// Whether a checkpoint is made of what is after it.
+    pub checkpoint: bool,
+}
+
+/// What all cuts up to an epoch say, as a checkpoint keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutSnapshot {
+    /// The greatest recorded time.
+    pub recorded_time: Millis,
+    /// Source by source.
+    pub sources: Vec<SourceSnapshot>,
+    /// Of a replay: what is read in epochs to come.
+    pub decisions: Vec<(Epoch, Vec<Quota>)>,
+}
+
+/// A source in a [`CutSnapshot`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceSnapshot {
+    /// Its watermark.
+    pub watermark: Millis,
+    /// Recorded time and watermark when the last split became idle.
+    pub all_idle: Option<(Millis, Millis)>,
+    /// Its splits.
+    pub splits: Vec<SplitFacts>,
+}
+
+impl CutSnapshot {
+    /// All splits of all sources.
+    pub fn facts(&self) -> Vec<SplitFacts> {
+        self.sources.iter().flat_map(|source| source.splits.iter().copied()).collect()
+    }
 }
 
 /// How many rows to read from a split in an epoch of a replay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
     /// The split (one that has a queue).
     pub split: SplitId,
@@ -161,7 +195,9 @@ impl CutState {
 
     /// Takes up all parts of an epoch.
     pub fn close(&mut self, parts: impl IntoIterator<Item = CutPart>) -> EpochFacts {
+        let mut checkpoint = false;
         for part in parts {
+            checkpoint |= part.checkpoint;
             self.recorded_time = self.recorded_time.max(part.recorded_time);
             for facts in part.splits {
                 if let Some(source) = self.sources.get_mut(facts.split.source() as usize) {
@@ -171,7 +207,27 @@ impl CutState {
         }
         let recorded_time = self.recorded_time;
         let watermarks = self.sources.iter_mut().map(|s| s.advance(recorded_time)).collect();
-        EpochFacts { recorded_time, watermarks }
+        EpochFacts { recorded_time, watermarks, checkpoint }
+    }
+
+    /// What a checkpoint keeps of it.
+    pub fn snapshot(&self) -> CutSnapshot {
+        let source = |source: &SourceCut| SourceSnapshot {
+            watermark: source.watermark,
+            all_idle: source.all_idle,
+            splits: source.facts.values().copied().collect(),
+        };
+        let sources = self.sources.iter().map(source).collect();
+        CutSnapshot { recorded_time: self.recorded_time, sources, decisions: Vec::new() }
+    }
+
+    /// Takes up what a checkpoint has kept of the same sources.
+    pub fn restore(&mut self, snapshot: &CutSnapshot) {
+        self.recorded_time = snapshot.recorded_time;
+        for (source, kept) in self.sources.iter_mut().zip(&snapshot.sources) {
+            (source.watermark, source.all_idle) = (kept.watermark, kept.all_idle);
+            source.facts = kept.splits.iter().map(|facts| (facts.split, *facts)).collect();
+        }
     }
 
     /// Whether every table that is read first has been read.
@@ -266,7 +322,8 @@ mod tests {
     }
 
     fn close(state: &mut CutState, splits: Vec<SplitFacts>) -> Millis {
-        state.close([CutPart { worker: 0, recorded_time: 0, splits }]).watermarks[0]
+        state.close([CutPart { worker: 0, recorded_time: 0, splits, checkpoint: false }]).watermarks
+            [0]
     }
 
     #[test]
@@ -288,7 +345,9 @@ mod tests {
     fn with_all_idle_for_long_the_watermark_follows_the_recorded_time() {
         let mut state = two();
         let at = |state: &mut CutState, recorded_time, splits| {
-            state.close([CutPart { worker: 0, recorded_time, splits }]).watermarks[0]
+            state
+                .close([CutPart { worker: 0, recorded_time, splits, checkpoint: false }])
+                .watermarks[0]
         };
         let idle = vec![facts(0, 40, SplitState::Idle), facts(1, 90, SplitState::Reading)];
         assert_eq!(at(&mut state, 5_000, idle), 90);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::checkpoint::{Checkpointer, Loaded};
 use crate::clock::ClockRef;
 use crate::connector::ConnectorError;
 use crate::cut::SplitFacts;
@@ -131,6 +132,10 @@ pub struct Lasting {
     pub generation: u64,
     /// What remembers its cuts.
     pub memory: Arc<dyn CutMemory>,
+    /// What makes its checkpoints.
+    pub checkpoints: Option<Arc<Checkpointer>>,
+    /// The checkpoint that it goes on from.
+    pub restored: Option<Arc<Loaded>>,
 }
 
 type Registry<T> = Mutex<BTreeMap<(usize, String), Arc<T>>>;
@@ -198,6 +203,38 @@ impl JobControl {
     /// What remembers the job's cuts.
     pub(crate) fn memory(&self) -> Option<&Arc<dyn CutMemory>> {
         self.lasting.as_ref().map(|lasting| &lasting.memory)
+    }
+
+    /// What makes the job's checkpoints.
+    pub fn checkpoints(&self) -> Option<&Arc<Checkpointer>> {
+        self.lasting.as_ref()?.checkpoints.as_ref()
+    }
+
+    /// Whether the next cut is to be a checkpoint; true once for each.
+    pub(crate) fn is_checkpoint_due(&self, now: Millis) -> bool {
+        self.checkpoints().is_some_and(|checkpoints| checkpoints.is_due(now))
+    }
+
+    /// The checkpoint that the job goes on from.
+    pub(crate) fn restored(&self) -> Option<&Arc<Loaded>> {
+        self.lasting.as_ref()?.restored.as_ref()
+    }
+
+    /// Takes up what keepers of cuts and checkpoints want people to know.
+    pub(crate) fn look_after_keepers(&self) {
+        if let Some(memory) = self.memory() {
+            self.set_notice("cut log", memory.notice());
+            if let Some(message) = memory.failure() {
+                self.fail(Failure::Operator { operator: "cut log".to_owned(), message });
+            }
+        }
+        if let Some(checkpoints) = self.checkpoints() {
+            self.set_notice("checkpoint", checkpoints.notice());
+            if let Some(error) = checkpoints.failure() {
+                let message = error.to_string();
+                self.fail(Failure::Operator { operator: "checkpoint".to_owned(), message });
+            }
+        }
     }
 
     /// Who writes into a sink, where the job lasts.

@@ -48,6 +48,11 @@ impl KeyGroups {
         KeyGroups { first: group.0, last: group.0 }
     }
 
+    /// Whether some group is in both.
+    pub fn meets(self, other: KeyGroups) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// Whether a group is among them.
     pub fn contains(self, group: KeyGroup) -> bool {
         (self.first..=self.last).contains(&group.0)
@@ -57,6 +62,14 @@ impl KeyGroups {
 /// The worker (of `peers`) that owns a key group.
 pub fn owner(group: KeyGroup, peers: usize) -> usize {
     usize::from(group.0) * peers / KEY_GROUPS
+}
+
+/// The key groups that a worker (of `peers`) owns; none with more workers than key groups.
+pub fn owned(worker: usize, peers: usize) -> Option<KeyGroups> {
+    let mine = |group: &u8| owner(KeyGroup(*group), peers) == worker;
+    let first = (0..=u8::MAX).find(mine)?;
+    let last = (0..=u8::MAX).rfind(mine)?;
+    Some(KeyGroups { first, last })
 }
 
 /// The key group of an encoded key.

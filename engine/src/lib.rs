@@ -3,6 +3,7 @@
 //!
 //! Read [`time`], [`rows`] and [`operator`] first: everything else stands on their words.
 
+pub mod checkpoint;
 pub mod clock;
 pub mod connector;
 pub mod cut;

@@ -38,6 +38,13 @@ impl SplitMark {
         mark_less(self.greatest, self.delay)
     }
 
+    /// Goes on where the mark was this, with this delay.
+    pub fn resume(&mut self, mark: Millis, delay: Millis) {
+        if mark != MARK_NONE && mark != crate::time::MARK_END {
+            self.greatest = mark.saturating_add(delay);
+        }
+    }
+
     fn guarded(&self, time: Millis, arrival: Option<Millis>) -> bool {
         match (self.max_ahead, arrival) {
             (Some(ahead), Some(arrival)) => time > arrival.saturating_add(ahead),

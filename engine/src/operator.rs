@@ -113,6 +113,17 @@ pub trait Operator {
     /// Takes up the end of an epoch: all its rows have been pushed.
     fn advance(&mut self, end: EpochEnd<'_>, out: &mut Output) -> Result<(), OperatorError>;
 
+    /// Gives out what is held back only to save work. Called at the end of an epoch, before
+    /// `advance`, where a checkpoint is made.
+    fn flush(&mut self, _out: &mut Output) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// Whether it has no state after [`Operator::flush`], so that a job may have it or not.
+    fn is_transient(&self) -> bool {
+        false
+    }
+
     /// The watermark of the output, given those of the inputs: their minimum less what is held
     /// back.
     fn output_watermark(&self, inputs: &[Millis]) -> Millis;

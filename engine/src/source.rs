@@ -71,6 +71,10 @@ pub trait SourceHandle: Send {
     /// source may tell its broker. Called now and then, never in a row's path.
     fn committed(&mut self, offsets: &[(u64, u64)]);
 
+    /// Nothing below these offsets of these splits will ever be read again by this job: a source
+    /// that keeps messages itself may remove them.
+    fn forget(&mut self, _offsets: &[(u64, u64)]) {}
+
     /// The queue of this split is empty and its worker, who calls, would wait: it may do a part of
     /// the reading itself, for some milliseconds. Never waits, for a full queue least of all.
     /// Whether it did something.
@@ -236,8 +240,22 @@ pub enum Below {
 /// Default limit of a split's queue.
 pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
+/// Where a split is needed from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Its beginning.
+    #[default]
+    Beginning,
+    /// This offset.
+    Offset(u64),
+    /// Of an archive: what follows this many good rows.
+    Rows(u64),
+}
+
 #[derive(Default)]
 struct QueueState {
+    /// Good rows that are still to be passed over.
+    skip: u64,
     chunks: VecDeque<Chunk>,
     bytes: usize,
     finished: bool,
@@ -253,6 +271,7 @@ pub struct SplitQueue {
     /// The split.
     pub split: SplitSpec,
     limit: usize,
+    start: Start,
     state: Mutex<QueueState>,
     room: Condvar,
     worker: Mutex<Option<Wake>>,
@@ -274,11 +293,21 @@ impl SplitQueue {
     /// An empty queue that holds at most about `limit` bytes (one chunk more than that at the
     /// most).
     pub fn bounded(split: SplitSpec, limit: usize) -> Arc<SplitQueue> {
+        SplitQueue::from(split, limit, Start::Beginning)
+    }
+
+    /// The same for a split of which the first part is not needed any more.
+    pub fn from(split: SplitSpec, limit: usize, start: Start) -> Arc<SplitQueue> {
+        let skip = match start {
+            Start::Rows(rows) => rows,
+            Start::Beginning | Start::Offset(_) => 0,
+        };
         Arc::new(SplitQueue {
             wanted: AtomicBool::new(!split.lazy),
             split,
             limit,
-            state: Mutex::default(),
+            start,
+            state: Mutex::new(QueueState { skip, ..QueueState::default() }),
             room: Condvar::new(),
             worker: Mutex::new(None),
             at_end: AtomicBool::new(false),
@@ -306,6 +335,7 @@ impl SplitQueue {
     /// reading.
     #[must_use]
     pub fn push(&self, chunk: Chunk) -> bool {
+        let Some(chunk) = self.needed(chunk) else { return !self.is_closed() };
         let bytes = chunk.bytes();
         let mut state = self.lock();
         while state.bytes >= self.limit && !state.closed {
@@ -322,6 +352,44 @@ impl SplitQueue {
             self.wake_worker();
         }
         true
+    }
+
+    /// What of a chunk lies behind the start.
+    fn needed(&self, mut chunk: Chunk) -> Option<Chunk> {
+        match self.start {
+            Start::Beginning => Some(chunk),
+            Start::Offset(start) if chunk.next_offset <= start => None,
+            Start::Offset(start) => {
+                chunk.split_below(start);
+                Some(chunk)
+            }
+            Start::Rows(_) => {
+                let mut state = self.lock();
+                let skip = state.skip.min(chunk.len() as u64);
+                state.skip -= skip;
+                if skip > 0 && skip == chunk.len() as u64 {
+                    return None;
+                }
+                if skip > 0 {
+                    chunk.split_front(usize::try_from(skip).unwrap_or(usize::MAX));
+                }
+                Some(chunk)
+            }
+        }
+    }
+
+    /// Where the split is needed from: a reader that can begin there saves the way. What it pushes
+    /// of before is passed over.
+    pub fn start(&self) -> Start {
+        self.start
+    }
+
+    /// The least offset that is needed, where that is known.
+    pub fn start_offset(&self) -> Option<u64> {
+        match self.start {
+            Start::Offset(offset) => Some(offset),
+            Start::Beginning | Start::Rows(_) => None,
+        }
     }
 
     /// Whether `push` would not wait.

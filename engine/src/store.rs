@@ -88,7 +88,7 @@ fn begun_path(generation: u64) -> String {
 }
 
 /// The number that a path's last part begins with.
-fn number_in(path: &str) -> Option<u64> {
+pub(crate) fn number_in(path: &str) -> Option<u64> {
     path.rsplit('/').next()?.get(..20)?.parse().ok()
 }
 

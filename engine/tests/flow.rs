@@ -96,7 +96,13 @@ fn control_of(digests: bool, memory: Option<Arc<dyn CutMemory>>) -> Arc<JobContr
     match memory {
         None => JobControl::new(clock, digests),
         Some(memory) => {
-            let lasting = Lasting { job: "test".into(), generation: 1, memory };
+            let lasting = Lasting {
+                job: "test".into(),
+                generation: 1,
+                memory,
+                checkpoints: None,
+                restored: None,
+            };
             JobControl::lasting(clock, digests, lasting)
         }
     }

@@ -139,9 +139,20 @@ impl Mqtt {
         let identity = Identity::open(client, &path, slot).map_err(|e| cannot(&e))?;
         let decoder = self.columns.decoder(client.json).map_err(|e| cannot(&e))?;
         let shared = Arc::new(Shared::default());
+        let first = journal.bounds().0;
+        let start = queue.start_offset().unwrap_or(first);
+        if start < first || start > journal.next_offset() {
+            let (table, path, next) = (&client.table, path.display(), journal.next_offset());
+            let message = format!(
+                "table `{table}`: the job goes on at offset {start} of slot {slot}, but its journal \
+                 {path} holds {first} to {next}"
+            );
+            return Err(ConnectorError::fatal(message)
+                .hint("bring the journal back, or start the job anew under another state"));
+        }
         let feeder = Feeder {
             slot,
-            reader: journal.reader(journal.bounds().0),
+            reader: journal.reader(start),
             decoder,
             columns: self.columns.clone(),
             packet_bytes_max: client.packet_bytes_max,
@@ -157,7 +168,7 @@ impl Mqtt {
             queue,
             shared: Arc::clone(&shared),
         };
-        handle.slots.push(shared);
+        handle.slots.push((slot, shared));
         handle.start(format!("mqtt-{slot}-receive"), move || receiver.run())?;
         handle.start(format!("mqtt-{slot}-feed"), move || feeder.run())
     }
@@ -171,7 +182,7 @@ fn in_use(client: &Client, path: &std::path::Path) -> ConnectorError {
 
 /// The threads of the slots that a worker has opened.
 struct Handle {
-    slots: Vec<Arc<Shared>>,
+    slots: Vec<(u64, Arc<Shared>)>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -195,8 +206,16 @@ impl SourceHandle for Handle {
         // restart: only a checkpoint says what can go.
     }
 
+    fn forget(&mut self, offsets: &[(u64, u64)]) {
+        for (slot, shared) in &self.slots {
+            if let Some((_, offset)) = offsets.iter().find(|(number, _)| number == slot) {
+                shared.needed_from.fetch_max(*offset, Ordering::Relaxed);
+            }
+        }
+    }
+
     fn stop(&mut self) {
-        for slot in &self.slots {
+        for (_, slot) in &self.slots {
             slot.stop.store(true, Ordering::Relaxed);
         }
     }

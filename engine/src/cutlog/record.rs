@@ -240,7 +240,7 @@ impl Rest<'_> {
         let worker = self.u32()? as usize;
         let recorded_time = self.i64()?;
         let splits = (0..self.u32()?).map(|_| self.facts()).collect::<Option<_>>()?;
-        Some(CutPart { worker, recorded_time, splits })
+        Some(CutPart { worker, recorded_time, splits, checkpoint: false })
     }
 
     fn facts(&mut self) -> Option<SplitFacts> {

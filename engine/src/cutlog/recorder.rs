@@ -39,6 +39,9 @@ pub trait CutMemory: Send + Sync {
     /// Takes a whole cut, in the order of epochs; those of the past come again and are known.
     fn keep(&self, epoch: Epoch, parts: &[CutPart]);
 
+    /// Cuts up to this epoch are not needed any more.
+    fn trim(&self, epoch: Epoch);
+
     /// Whether the cut of an epoch is on disk.
     fn is_durable(&self, epoch: Epoch) -> bool;
 
@@ -57,6 +60,8 @@ struct State {
     waiting: VecDeque<(Epoch, Vec<CutPart>)>,
     taken: Option<Epoch>,
     durable: Option<Epoch>,
+    /// Cuts up to here may go, with the next that are written.
+    trim: Option<Epoch>,
     failure: Option<String>,
     notice: Option<String>,
     stop: bool,
@@ -139,6 +144,11 @@ impl CutMemory for Recorder {
         self.shared.news.notify_all();
     }
 
+    fn trim(&self, epoch: Epoch) {
+        let mut state = self.shared.lock();
+        state.trim = state.trim.max(Some(epoch));
+    }
+
     fn is_durable(&self, epoch: Epoch) -> bool {
         Some(epoch) <= self.shared.lock().durable
     }
@@ -179,11 +189,18 @@ fn write(mut log: CutLog, shared: &Shared) {
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
         group.extend(state.waiting.drain(..));
+        let trim = state.trim.take();
         if group.is_empty() {
             return;
         }
         drop(state);
         let done = append(&mut log, &group);
+        if let Some(epoch) = trim.filter(|_| done.is_ok())
+            && let Err(error) = log.trim(epoch)
+        {
+            // What stays does no harm; the next checkpoint tries again.
+            tracing::warn!(%error, "the cut log could not be trimmed");
+        }
         let mut state = shared.lock();
         match done {
             Ok(()) => {

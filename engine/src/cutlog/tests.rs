@@ -22,8 +22,13 @@ fn cut(generation: u64, epoch: Epoch, after: Option<Epoch>) -> Cut {
         lost: 2,
         width: 40,
     };
-    let part = CutPart { worker: 0, recorded_time: 1_700_000_000_000, splits: vec![facts] };
-    let quiet = CutPart { worker: 1, recorded_time: 9, splits: Vec::new() };
+    let part = CutPart {
+        worker: 0,
+        recorded_time: 1_700_000_000_000,
+        splits: vec![facts],
+        checkpoint: false,
+    };
+    let quiet = CutPart { worker: 1, recorded_time: 9, splits: Vec::new(), checkpoint: false };
     Cut { generation, epoch, after, parts: vec![part, quiet] }
 }
 

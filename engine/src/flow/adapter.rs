@@ -21,10 +21,11 @@ use timely::progress::frontier::MutableAntichain;
 use super::carrier::Carrier;
 use super::exchange::{Deal, Dealer};
 use super::lifted::{FactsStream, Lifted, RowsStream, SharedCore};
+use crate::checkpoint::{Checkpointer, Owner};
 use crate::cut::EpochFacts;
 use crate::graph::{Exchange, Outlet};
 use crate::job::{JobControl, OperatorCounters};
-use crate::keys::KeyHasher;
+use crate::keys::{KeyGroups, KeyHasher, owned};
 use crate::operator::{EpochEnd, OperatorError, Output};
 use crate::rows::Delta;
 use crate::time::{Epoch, Millis};
@@ -50,6 +51,36 @@ struct Applied {
     counters: Arc<OperatorCounters>,
     failed: bool,
     pushed: u64,
+    /// Whose pieces a checkpoint gets of it, and for which key groups.
+    saved: Option<Saved>,
+}
+
+/// An operator's part in checkpoints.
+struct Saved {
+    checkpoints: Arc<Checkpointer>,
+    owner: Owner,
+    key_groups: KeyGroups,
+}
+
+impl Saved {
+    /// `None` where the operator has no state, or the job makes no checkpoints.
+    fn of(control: &JobControl, number: Option<usize>, mine: KeyGroups) -> Option<Saved> {
+        let (checkpoints, number) = (control.checkpoints()?.clone(), number?);
+        Some(Saved { checkpoints, owner: Owner::Operator(number), key_groups: mine })
+    }
+}
+
+/// Gives a core the state that the job goes on from.
+fn resume(
+    core: &SharedCore,
+    control: &JobControl,
+    number: Option<usize>,
+    mine: KeyGroups,
+) -> Result<(), OperatorError> {
+    let (Some(loaded), Some(number)) = (control.restored(), number) else { return Ok(()) };
+    let pieces = loaded.pieces.get(&Owner::Operator(number));
+    let pieces = pieces.into_iter().flatten().filter(|(_, part)| part.key_groups.meets(mine));
+    core.borrow_mut().resume(pieces.cloned().collect())
 }
 
 /// The least epoch that may still come.
@@ -95,7 +126,18 @@ impl Applied {
                 let watermarks = (self.inputs)(&facts.watermarks);
                 let recorded_time = facts.recorded_time;
                 let end = EpochEnd { epoch, recorded_time, watermarks: &watermarks };
+                if facts.checkpoint {
+                    self.core.borrow_mut().flush(&mut out)?;
+                }
                 self.core.borrow_mut().advance(end, &mut out)?;
+                if facts.checkpoint
+                    && let Some(saved) = &self.saved
+                {
+                    let mut pieces = saved.checkpoints.collector(saved.key_groups);
+                    self.core.borrow_mut().save(&mut pieces)?;
+                    let owner = (saved.owner.clone(), self.worker);
+                    saved.checkpoints.give(epoch, owner, pieces);
+                }
             }
             self.send(pending.capabilities.as_deref(), out, emit);
         }
@@ -143,6 +185,8 @@ pub(crate) struct OperatorParts<'scope> {
     pub(crate) marks: InputMarks,
     pub(crate) outlets: Vec<Outlet>,
     pub(crate) place: usize,
+    /// Its number among those with state.
+    pub(crate) number: Option<usize>,
     pub(crate) control: Arc<JobControl>,
     /// Turns rows that an expression failed for into dead letters.
     pub(crate) letters: Letters,
@@ -150,7 +194,8 @@ pub(crate) struct OperatorParts<'scope> {
 
 /// Lifts a core. The outlets that somebody reads become streams, in the order of `parts.outlets`.
 pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
-    let OperatorParts { core, inputs, facts, marks, outlets, place, control, letters } = parts;
+    let OperatorParts { core, inputs, facts, marks, outlets, place, number, control, letters } =
+        parts;
     let scope = facts.scope();
     let name = core.borrow().name().to_owned();
     let mut builder = OperatorBuilder::new(name.clone(), scope);
@@ -167,6 +212,18 @@ pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
         streams.push((outlet, stream));
     }
     let counters = control.operator(place, &name);
+    // A worker without key groups has no state.
+    let mine = owned(scope.index(), scope.peers());
+    let number = number.filter(|_| mine.is_some());
+    let mine = mine.unwrap_or(KeyGroups::ALL);
+    let saved = Saved::of(&control, number, mine);
+    if let Some(saved) = &saved {
+        saved.checkpoints.expect(saved.owner.clone(), scope.index());
+    }
+    let resumed = resume(&core, &control, number, mine);
+    if let Err(error) = &resumed {
+        control.fail_operator(&name, error);
+    }
     let mut applied = Applied {
         worker: scope.index(),
         core,
@@ -175,8 +232,9 @@ pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
         pending: BTreeMap::new(),
         control,
         counters,
-        failed: false,
+        failed: resumed.is_err(),
         pushed: 0,
+        saved,
     };
     let ports = outputs.len();
     builder.build(move |capabilities| {

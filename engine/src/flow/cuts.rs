@@ -15,7 +15,8 @@ use timely::scheduling::Activator;
 use super::adapter::least;
 use super::driver::{EpochPolicy, Known, LEAD};
 use super::lifted::FactsStream;
-use crate::cut::{CutPart, EpochFacts};
+use crate::checkpoint::Manifest;
+use crate::cut::{CutPart, CutSnapshot, EpochFacts};
 use crate::cutlog::CutMemory;
 use crate::job::{JobControl, SplitView};
 use crate::rows::SplitId;
@@ -75,6 +76,12 @@ pub(crate) fn resolve<'scope>(
                     memory.keep(epoch, &parts);
                 }
                 let facts = shared.known.borrow_mut().close(epoch, parts);
+                if facts.checkpoint
+                    && first_worker
+                    && let Some(checkpoints) = shared.control.checkpoints()
+                {
+                    checkpoints.cuts(epoch, shared.known.borrow().snapshot(epoch));
+                }
                 output.activate().session(&capability).give(facts);
                 changed = true;
             }
@@ -114,9 +121,29 @@ impl Known {
         for later in self.decided.max(epoch) + 1..=epoch + LEAD {
             let EpochPolicy::Replay { first, .. } = self.policy else { break };
             let rows = self.policy.replay_rows(later);
-            self.decisions.push_back((later, self.state.decide(rows, first)));
+            let decision = (later, self.state.decide(rows, first));
+            self.recent.push_back(decision.clone());
+            self.decisions.push_back(decision);
             self.decided = later;
         }
+        while self.recent.front().is_some_and(|decision| decision.0 <= epoch) {
+            self.recent.pop_front();
+        }
         facts
+    }
+
+    /// What a checkpoint keeps at the end of an epoch.
+    fn snapshot(&self, epoch: Epoch) -> CutSnapshot {
+        let decisions = self.recent.iter().filter(|decision| decision.0 > epoch).cloned();
+        CutSnapshot { decisions: decisions.collect(), ..self.state.snapshot() }
+    }
+
+    /// Goes on from a checkpoint.
+    pub(crate) fn resume(&mut self, manifest: &Manifest) {
+        self.state.restore(&manifest.cuts);
+        self.recent = manifest.cuts.decisions.clone().into();
+        self.decisions = self.recent.clone();
+        self.decided = self.recent.back().map_or(manifest.epoch, |decision| decision.0);
+        (self.seen, self.closed) = (manifest.epoch, Some(manifest.epoch));
     }
 }

@@ -101,6 +101,8 @@ pub(crate) struct Known {
     pub(crate) seen: Epoch,
     /// Decisions of a replay, by epoch, and the last epoch that was decided.
     pub(crate) decisions: VecDeque<(Epoch, Vec<Quota>)>,
+    /// The newest of them, whether they were taken up or not.
+    pub(crate) recent: VecDeque<(Epoch, Vec<Quota>)>,
     pub(crate) decided: Epoch,
     /// The last epoch that all workers have closed.
     pub(crate) closed: Option<Epoch>,
@@ -187,6 +189,10 @@ pub(crate) struct Driver {
     sources: Vec<SourceRuntime>,
     places: BTreeMap<SplitId, (usize, usize)>,
     epoch: Epoch,
+    /// Whether `epoch` is that of the checkpoint that the job goes on from.
+    restored: bool,
+    /// The epoch up to which sources were told that nothing is needed any more.
+    trimmed: Option<Epoch>,
     opened: Millis,
     last_part: Millis,
     noticed: Millis,
@@ -216,7 +222,8 @@ impl Driver {
         };
         let places = sources.iter().enumerate().flat_map(place).collect();
         let now = control.clock.now();
-        let past = control.memory().and_then(|memory| Past::of(memory.past(), &sources));
+        let restored = control.restored().map(|loaded| loaded.manifest.epoch);
+        let past = control.memory().and_then(|memory| Past::of(memory.past(), restored, &sources));
         Driver {
             worker,
             policy,
@@ -224,7 +231,9 @@ impl Driver {
             known,
             sources,
             places,
-            epoch: 0,
+            epoch: restored.unwrap_or(0),
+            restored: restored.is_some(),
+            trimmed: None,
             opened: now,
             last_part: now,
             noticed: MARK_NONE / 2,
@@ -265,7 +274,12 @@ impl Driver {
         self.settle(accepted);
         self.pass_notices_on();
         if let Some(next) = self.relive(out) {
+            self.restored = false;
             return next;
+        }
+        if std::mem::take(&mut self.restored) {
+            self.epoch = self.next_epoch(self.control.clock.now());
+            return if self.all_finished() { Next::Done } else { Next::Epoch(self.epoch) };
         }
         if self.epoch == 0 {
             return self.close(out, true);
@@ -312,10 +326,30 @@ impl Driver {
         while self.uncommitted.front().is_some_and(|i| passed(accepted.committed_below, i.epoch)) {
             newest = self.uncommitted.pop_front();
         }
+        self.forget();
         let Some(newest) = newest else { return };
         for (source, offsets) in self.sources.iter_mut().zip(newest.offsets) {
             if let Some(handle) = source.handle.as_mut().filter(|_| !offsets.is_empty()) {
                 handle.committed(&offsets);
+            }
+        }
+    }
+
+    /// Tells sources what no checkpoint that is kept needs.
+    fn forget(&mut self) {
+        let Some(retained) = self.control.checkpoints().and_then(|c| c.retained()) else { return };
+        if Some(retained.epoch) <= self.trimmed {
+            return;
+        }
+        self.trimmed = Some(retained.epoch);
+        let offsets: BTreeMap<SplitId, u64> =
+            retained.splits.iter().map(|facts| (facts.split, facts.offset)).collect();
+        for source in &mut self.sources {
+            let readings = source.readings.iter();
+            let kept = readings.filter_map(|r| Some((r.id.number(), *offsets.get(&r.id)?)));
+            let kept: Vec<_> = kept.collect();
+            if let Some(handle) = source.handle.as_mut().filter(|_| !kept.is_empty()) {
+                handle.forget(&kept);
             }
         }
     }
@@ -363,7 +397,8 @@ impl Driver {
         let quiet = splits.is_empty() && self.rows_here == 0;
         if always || !quiet {
             let recorded_time = self.time.unwrap_or(now);
-            out.part(CutPart { worker: self.worker, recorded_time, splits });
+            let checkpoint = self.worker == 0 && self.control.is_checkpoint_due(now);
+            out.part(CutPart { worker: self.worker, recorded_time, splits, checkpoint });
             self.last_part = now;
         }
         self.issue();

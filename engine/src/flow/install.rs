@@ -23,11 +23,11 @@ use super::driver::{Accepted, Driver, Known, Next, Outlets, SourceRuntime};
 use super::lifted::{FactsStream, RowsStream};
 use super::reading::{Reading, ids, planned_batch};
 use super::sink::{SinkParts, attach};
-use crate::cut::{CutPart, CutState, SourcePlan};
+use crate::cut::{CutPart, CutState, SourcePlan, SplitFacts, SplitState};
 use crate::graph::{Edge, Exchange, Graph, Node, Outlet, SourceNode, dead_letter_schema};
 use crate::job::JobControl;
-use crate::rows::Delta;
-use crate::source::{QUEUE_BYTES_MAX, SplitQueue};
+use crate::rows::{Delta, SplitId};
+use crate::source::{QUEUE_BYTES_MAX, SplitQueue, SplitSpec, Start};
 use crate::time::{Epoch, MARK_END, Millis};
 
 /// The watermark of an edge as a function of those of the sources.
@@ -50,7 +50,10 @@ pub(crate) fn install(
     let (index, peers) = (worker.index(), worker.peers());
     let used = used_edges(&graph);
     let nodes: Vec<(usize, Arc<SourceNode>)> = sources(&graph);
-    let (known, names) = what_is_known(&nodes, job);
+    let (mut known, names) = what_is_known(&nodes, job);
+    if let Some(loaded) = control.restored() {
+        known.resume(&loaded.manifest);
+    }
     let known = Rc::new(RefCell::new(known));
     let sources = open_sources(&nodes, job, control, index, peers);
     let driver = Driver::start(index, job.policy, control.clone(), known.clone(), sources);
@@ -72,20 +75,23 @@ pub(crate) fn install(
         for (source, (node, _)) in nodes.iter().enumerate() {
             built.marks.insert(*node, Rc::new(move |w: &[Millis]| w[source]));
         }
-        let mut sinks = 0..;
+        let (mut sinks, mut owners) = (0.., 0..);
         for (place, node) in graph.nodes.into_iter().enumerate() {
             match node {
                 Node::Source(_) => {}
                 Node::Union(inputs) => union(&mut built, place, &inputs, scope),
                 Node::Operator { core, inputs } => {
-                    operator(&mut built, place, core, inputs, facts.clone(), &used, control);
+                    // Sinks and operators with state are the same with any number of workers.
+                    let number = if core.is_transient() { None } else { owners.next() };
+                    let node = OperatorNode { place, number, core, inputs };
+                    operator(&mut built, node, facts.clone(), &used, control);
                 }
                 Node::Sink { sink, input } => {
                     let rows = built.streams[&input].clone();
                     let ordered = built.ordered.contains(&input.node);
-                    // Operators may be more or fewer with other workers, sinks are the same.
-                    let author = control.author(sinks.next().unwrap_or(place), &sink.table);
-                    let parts = SinkParts { node: sink, place, ordered, author };
+                    let number = sinks.next().unwrap_or(place);
+                    let author = control.author(number, &sink.table);
+                    let parts = SinkParts { node: sink, place, ordered, author, number };
                     let (a, c) = attach(parts, rows, facts.clone(), control);
                     a.probe_with(&accepted);
                     c.probe_with(&committed);
@@ -153,6 +159,7 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
             state,
             seen: 0,
             decisions: VecDeque::new(),
+            recent: VecDeque::new(),
             decided: 0,
             closed: None,
             policy: job.policy,
@@ -170,16 +177,29 @@ fn open_sources(
     peers: usize,
 ) -> Vec<SourceRuntime> {
     let now = control.clock.now();
+    let facts = control.restored().map(|loaded| loaded.manifest.cuts.facts()).unwrap_or_default();
+    let facts: BTreeMap<SplitId, SplitFacts> = facts.into_iter().map(|f| (f.split, f)).collect();
     let mut runtimes = Vec::new();
     for (_, node) in nodes {
         let counters = control.source(node.index as usize, &node.table);
         let specs = job.splits.get(node.index as usize).into_iter().flatten().enumerate();
         let mine = specs.filter(|(i, _)| i % peers == index).map(|(_, spec)| spec.clone());
-        let queues: Vec<_> = mine.map(|spec| SplitQueue::bounded(spec, QUEUE_BYTES_MAX)).collect();
+        let queue = |spec: SplitSpec| {
+            let (id, splits) = ids(node, &spec.number, &spec.carries);
+            let start = match facts.get(&id) {
+                None => Start::Beginning,
+                Some(facts) if splits.contains(&id) => Start::Offset(facts.offset),
+                Some(facts) => Start::Rows(facts.offset),
+            };
+            SplitQueue::from(spec, QUEUE_BYTES_MAX, start)
+        };
+        let queues: Vec<_> = mine.map(queue).collect();
         let mut readings = Vec::new();
         for queue in &queues {
             let mut reading = Reading::open(node.clone(), queue.clone(), counters.clone());
-            if queue.split.lazy && !node.table_first && node.time.is_some() {
+            if facts.contains_key(&reading.id) {
+                reading.resume(&facts);
+            } else if queue.split.lazy && !node.table_first && node.time.is_some() {
                 match node.source.peek(&queue.split) {
                     Ok(first) => reading.hold_at(first, now),
                     Err(error) => control.fail_connector(&node.table, error),
@@ -187,6 +207,10 @@ fn open_sources(
             }
             readings.push(reading);
         }
+        // What was read to its end is not opened again.
+        let left = queues.into_iter().zip(&readings);
+        let left = left.filter(|(_, reading)| reading.state != SplitState::Finished);
+        let queues: Vec<_> = left.map(|(queue, _)| queue).collect();
         let mut handle = None;
         if !queues.is_empty() {
             match node.source.open(queues) {
@@ -335,15 +359,23 @@ fn union<'scope>(
     built.streams.insert(edge, scope.concatenate(streams));
 }
 
-fn operator<'scope>(
-    built: &mut Built<'scope>,
+/// An operator of the graph.
+struct OperatorNode {
     place: usize,
+    /// Its number among those with state.
+    number: Option<usize>,
     core: Box<dyn crate::operator::Operator>,
     inputs: Vec<(Edge, Exchange)>,
+}
+
+fn operator<'scope>(
+    built: &mut Built<'scope>,
+    node: OperatorNode,
     facts: FactsStream<'scope>,
     used: &BTreeSet<Edge>,
     control: &Arc<JobControl>,
 ) {
+    let OperatorNode { place, number, core, inputs } = node;
     let core = share(core);
     let marks: Vec<EdgeMark> = inputs.iter().map(|(e, _)| built.marks[&e.node].clone()).collect();
     let (of_inputs, behind) = (marks.clone(), core.clone());
@@ -367,6 +399,7 @@ fn operator<'scope>(
         marks: input_marks,
         outlets: outlets.collect(),
         place,
+        number,
         control: control.clone(),
         letters: Rc::new(move |delta, reasons| letters(&name, delta, reasons)),
     };

@@ -39,6 +39,8 @@ pub(crate) struct Reading {
     hold: Millis,
     stride: Millis,
     lost: u64,
+    /// Of these, what the queue has said.
+    noted: u64,
     width: u32,
     /// Of an archive: rows taken, but for those that could not be decoded.
     rows: u64,
@@ -66,10 +68,31 @@ impl Reading {
             hold: MARK_NONE,
             stride: 0,
             lost: 0,
+            noted: 0,
             width: 0,
             rows: 0,
             quiet_since: None,
         }
+    }
+
+    /// Takes up what a checkpoint says of the splits.
+    pub(crate) fn resume(&mut self, facts: &BTreeMap<SplitId, SplitFacts>) {
+        let delay = self.node.time.as_ref().map_or(0, |t| t.delay);
+        for (split, (mark, offset)) in &mut self.marks {
+            if let Some(facts) = facts.get(split) {
+                *offset = facts.offset;
+                if facts.state != SplitState::Waiting {
+                    mark.resume(facts.mark, delay);
+                }
+            }
+        }
+        let Some(own) = facts.get(&self.id) else { return };
+        if !self.marks.contains_key(&self.id) {
+            self.rows = own.offset;
+        }
+        (self.state, self.lost, self.width) = (own.state, own.lost, own.width);
+        self.hold = if own.state == SplitState::Waiting { own.mark } else { MARK_NONE };
+        self.changed = false;
     }
 
     /// All splits that the queue carries.
@@ -150,10 +173,11 @@ impl Reading {
     /// Learns of offsets that the server had forgotten: the next cut records the gap.
     pub(crate) fn note_gaps(&mut self) {
         let lost = self.queue.offsets_lost();
-        let fresh = lost.saturating_sub(self.lost);
+        let fresh = lost.saturating_sub(self.noted);
         if fresh > 0 {
             self.counters.lost.fetch_add(fresh, Ordering::Relaxed);
-            (self.lost, self.changed) = (lost, true);
+            (self.noted, self.changed) = (lost, true);
+            self.lost += fresh;
         }
     }
 

@@ -11,9 +11,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::checkpoint::{Checkpointer, Owner};
 use crate::connector::ConnectorError;
 use crate::job::JobControl;
+use crate::keys::KeyGroups;
 use crate::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
+use crate::state::Restored;
 use crate::time::Epoch;
 
 const QUEUE_BYTES_MAX: usize = 16 << 20;
@@ -25,6 +28,8 @@ pub(crate) struct EpochRows {
     pub(crate) end: ShardEnd,
     pub(crate) rows: Vec<(RecordBatch, Option<ScalarBuffer<i64>>)>,
     pub(crate) bytes: usize,
+    /// Whether a checkpoint is made at its end.
+    pub(crate) checkpoint: bool,
 }
 
 #[derive(Default)]
@@ -129,6 +134,52 @@ pub(crate) struct Target {
     pub(crate) table: String,
     pub(crate) shard: u32,
     pub(crate) author: Option<Author>,
+    /// Which of the job's sinks it is.
+    pub(crate) number: usize,
+    pub(crate) resumed: Resumed,
+}
+
+/// What a checkpoint says of a shard.
+#[derive(Default)]
+pub(crate) struct Resumed {
+    epoch: Option<Epoch>,
+    pub(crate) digest: u128,
+    pieces: Vec<Restored>,
+}
+
+impl Resumed {
+    pub(crate) fn of(control: &JobControl, sink: usize, shard: u32) -> Resumed {
+        let Some(loaded) = control.restored() else { return Resumed::default() };
+        let mut shards = loaded.manifest.shards.iter();
+        let record = shards.find(|record| record.shard == (sink, shard));
+        let digest = record.and_then(|record| u128::from_str_radix(&record.digest, 16).ok());
+        let pieces = loaded.pieces.get(&Owner::Shard(sink, shard)).cloned();
+        Resumed {
+            epoch: Some(loaded.manifest.epoch),
+            digest: digest.unwrap_or(0),
+            pieces: pieces.unwrap_or_default(),
+        }
+    }
+}
+
+/// How a shard gives its part of a checkpoint.
+struct Saving {
+    checkpoints: Option<Arc<Checkpointer>>,
+    sink: usize,
+    shard: u32,
+}
+
+impl Saving {
+    fn save(&self, end: ShardEnd, writer: &mut dyn SinkWriter) -> Result<(), ConnectorError> {
+        let Some(checkpoints) = &self.checkpoints else { return Ok(()) };
+        let mut pieces = checkpoints.collector(KeyGroups::ALL);
+        writer.save(&mut pieces)?;
+        let (owner, shard) = (Owner::Shard(self.sink, self.shard), (self.sink, self.shard));
+        checkpoints.digest(end.epoch, shard, end.digest);
+        // Its own thread, so the operators were not kept from anything.
+        checkpoints.give(end.epoch, (owner, 0), pieces.unpaused());
+        Ok(())
+    }
 }
 
 /// A running shard.
@@ -149,11 +200,18 @@ impl Shard {
         let queue = Arc::new(ShardQueue { state: Mutex::default(), news: Condvar::new() });
         let theirs = queue.clone();
         let shown = report.clone();
-        let Target { sink, table, shard, author } = target;
+        let Target { sink, table, shard, author, number, resumed } = target;
+        let checkpoints = control.checkpoints().cloned();
+        if let Some(checkpoints) = &checkpoints {
+            checkpoints.expect(Owner::Shard(number, shard), 0);
+        }
+        let saving = Saving { checkpoints, sink: number, shard };
         let work = move || {
             let write = AssertUnwindSafe(|| {
                 let mut writer = sink.open(shard, author.as_ref(), report)?;
-                write_epochs(writer.as_mut(), &theirs, wake.as_ref())
+                let there = There::of(writer.progress(), &resumed)?;
+                writer.resume(resumed.pieces)?;
+                write_epochs(writer.as_mut(), there, &saving, &theirs, wake.as_ref())
             });
             let result = catch_unwind(write).unwrap_or_else(|panic| {
                 let text = super::panic_text(panic.as_ref());
@@ -190,22 +248,27 @@ impl Drop for Shard {
 
 fn write_epochs(
     writer: &mut dyn SinkWriter,
+    mut there: There,
+    saving: &Saving,
     queue: &ShardQueue,
     wake: &dyn Fn(),
 ) -> Result<(), ConnectorError> {
     let mut quiet = false;
-    let mut there = There(writer.progress());
     loop {
         match queue.next() {
             Work::Epoch(EpochRows { end, bytes, .. }) if there.has(end)? => {
                 queue.written(bytes, end.epoch);
                 wake();
             }
-            Work::Epoch(EpochRows { end, rows, bytes }) => {
+            Work::Epoch(EpochRows { end, rows, bytes, checkpoint }) => {
                 for (rows, diffs) in rows {
                     writer.write(end.epoch, rows, diffs)?;
                 }
-                let committed = writer.end_epoch(end)?;
+                let mut committed = writer.end_epoch(end)?;
+                if checkpoint {
+                    saving.save(end, writer)?;
+                    committed = committed.max(writer.flush()?);
+                }
                 queue.written(bytes, committed);
                 quiet = false;
                 wake();
@@ -228,6 +291,26 @@ fn write_epochs(
 struct There(Option<Progress>);
 
 impl There {
+    /// What of it is behind the checkpoint that the shard goes on from.
+    ///
+    /// # Errors
+    /// The target lacks rows of before the checkpoint.
+    fn of(progress: Option<Progress>, resumed: &Resumed) -> Result<There, ConnectorError> {
+        let Some(there) = progress.filter(|there| Some(there.epoch) <= resumed.epoch) else {
+            return Ok(There(progress));
+        };
+        if there.digest == resumed.digest {
+            return Ok(There(None));
+        }
+        let (epoch, from) = (there.epoch, resumed.epoch.unwrap_or_default());
+        let message = format!(
+            "the target has rows up to epoch {epoch} only, though all up to the checkpoint at epoch \
+             {from} were written"
+        );
+        let hint = "was it restored from an older backup? Start the job anew under another state";
+        Err(ConnectorError::fatal(message).hint(hint))
+    }
+
     /// Whether an epoch that has come again is there already.
     ///
     /// # Errors

@@ -26,10 +26,10 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use super::adapter::least;
 use super::exchange::{Deal, Dealer, Shards};
 use super::lifted::{FactsStream, RowsStream};
-use super::shard::{EpochRows, Shard, Target};
+use super::shard::{EpochRows, Resumed, Shard, Target};
 use crate::digest::digest;
 use crate::graph::SinkNode;
-use crate::job::{Failure, JobControl, SinkCounters};
+use crate::job::{JobControl, SinkCounters};
 use crate::keys::encode_value;
 use crate::rows::{Delta, Origin};
 use crate::sink::{Author, ShardEnd};
@@ -42,6 +42,7 @@ pub(crate) type SinkProgress<'scope> = (StreamVec<'scope, Epoch, ()>, StreamVec<
 struct Pending {
     rows: Vec<Delta>,
     recorded_time: Option<Millis>,
+    checkpoint: bool,
 }
 
 struct SinkState {
@@ -66,6 +67,8 @@ pub(crate) struct SinkParts {
     /// Whether chunks still are whole pieces of their splits.
     pub(crate) ordered: bool,
     pub(crate) author: Option<Author>,
+    /// Which of the job's sinks it is.
+    pub(crate) number: usize,
 }
 
 /// Builds the adapter.
@@ -75,7 +78,7 @@ pub(crate) fn attach<'scope>(
     facts: FactsStream<'scope>,
     control: &Arc<JobControl>,
 ) -> SinkProgress<'scope> {
-    let SinkParts { node, place, ordered, author } = parts;
+    let SinkParts { node, place, ordered, author, number } = parts;
     let scope = rows.scope();
     let (index, peers) = (scope.index(), scope.peers());
     let mut builder = OperatorBuilder::new(format!("Sink {}", node.table), scope);
@@ -103,10 +106,12 @@ pub(crate) fn attach<'scope>(
     let start = |shard| {
         let report = counters.report.clone();
         let (sink, table) = (node.sink.clone(), node.table.clone());
-        let target = Target { sink, table, shard, author: author.clone() };
-        (shard, Shard::start(target, report, control.clone(), wake()))
+        let resumed = Resumed::of(control, number, shard);
+        let digest = resumed.digest;
+        let target = Target { sink, table, shard, author: author.clone(), number, resumed };
+        (shard, (Shard::start(target, report, control.clone(), wake()), digest))
     };
-    let shards = mine.map(start).map(|(n, shard)| (n, (shard, 0))).collect();
+    let shards = mine.map(start).collect();
     let mut state = SinkState {
         divider: Shards::of(count, &sharding),
         ordered,
@@ -128,6 +133,7 @@ pub(crate) fn attach<'scope>(
             facts_in.for_each(|capability, facts| {
                 let pending = state.pending.entry(*capability.time()).or_default();
                 pending.recorded_time = facts.last().map(|f| f.recorded_time);
+                pending.checkpoint = facts.last().is_some_and(|f| f.checkpoint);
             });
             let frontier = least(frontiers);
             let waiting = state.accept(frontier);
@@ -143,13 +149,8 @@ pub(crate) fn attach<'scope>(
 impl SinkState {
     /// Hands complete epochs to the shards while these have room; gives the first that has to wait.
     fn accept(&mut self, frontier: Epoch) -> Option<Epoch> {
-        if let Some(memory) = self.control.memory() {
-            // Said here, since drivers are gone once everything is read.
-            self.control.set_notice("cut log", memory.notice());
-            if let Some(message) = memory.failure() {
-                self.control.fail(Failure::Operator { operator: "cut log".to_owned(), message });
-            }
-        }
+        // Here, since drivers are gone once everything is read.
+        self.control.look_after_keepers();
         if self.control.failure().is_some() {
             self.pending.clear();
         }
@@ -164,12 +165,12 @@ impl SinkState {
             }
             let pending = entry.remove();
             self.recorded_time = pending.recorded_time.unwrap_or(self.recorded_time);
-            self.deliver(epoch, pending.rows);
+            self.deliver(epoch, pending.rows, pending.checkpoint);
         }
         None
     }
 
-    fn deliver(&mut self, epoch: Epoch, deltas: Vec<Delta>) {
+    fn deliver(&mut self, epoch: Epoch, deltas: Vec<Delta>, checkpoint: bool) {
         let mut by_shard: BTreeMap<u32, Vec<Delta>> = BTreeMap::new();
         for delta in deltas {
             for (shard, part) in self.divider.divide(delta) {
@@ -196,7 +197,7 @@ impl SinkState {
             // dictionary.
             let bytes = rows.iter().map(|(rows, _)| crate::rows::sliced_bytes(rows)).sum();
             let end = ShardEnd { epoch, recorded_time: self.recorded_time, digest: *sum };
-            shard.queue.push(EpochRows { end, rows, bytes });
+            shard.queue.push(EpochRows { end, rows, bytes, checkpoint });
         }
         debug_assert!(by_shard.is_empty(), "rows of a shard that this worker does not write");
     }

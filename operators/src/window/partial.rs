@@ -189,6 +189,17 @@ impl Operator for PreAggregate {
         Ok(())
     }
 
+    fn flush(&mut self, out: &mut Output) -> Result<(), OperatorError> {
+        self.give(MARK_END, out)?;
+        // Nobody can say what these groups would have become.
+        (self.rows, self.groups, self.open) = (0, 0, 0);
+        Ok(())
+    }
+
+    fn is_transient(&self) -> bool {
+        true
+    }
+
     fn advance(&mut self, end: EpochEnd<'_>, out: &mut Output) -> Result<(), OperatorError> {
         self.window.watermark = self.window.watermark.max(end.watermark());
         self.give(self.window.watermark.saturating_add(1), out)?;

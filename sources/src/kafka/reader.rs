@@ -191,7 +191,10 @@ impl Partition {
         columns: &Arc<Columns>,
         queue: Arc<SplitQueue>,
     ) -> Result<Partition, ConnectorError> {
-        let range = Range::of(&queue.split)?;
+        let mut range = Range::of(&queue.split)?;
+        if let Some(needed) = queue.start_offset() {
+            range.start = range.start.max(needed.cast_signed());
+        }
         let number = i32::try_from(queue.split.number).unwrap_or(i32::MAX);
         let start = range.start.max(0).cast_unsigned();
         let gathering = Gathering::of(topic, columns, number, start)?;

@@ -36,6 +36,8 @@ pub(super) struct Shared {
     pub(super) quiet: AtomicBool,
     /// Messages beyond the size limit since the start.
     pub(super) cut: AtomicU64,
+    /// Messages below this offset will not be read again.
+    pub(super) needed_from: AtomicU64,
 }
 
 /// What the broker and this slot know of each other, kept beside the journal.
@@ -352,7 +354,11 @@ impl Receiver {
     }
 
     /// Says when the journal nears its limit; whether it has reached it.
-    fn watch_size(&self, notices: &mut Notices) -> bool {
+    fn watch_size(&mut self, notices: &mut Notices) -> bool {
+        if let Err(error) = self.journal.trim(self.shared.needed_from.load(Ordering::Relaxed)) {
+            // What stays does no harm, and is tried again.
+            tracing::warn!(table = self.client.table, slot = self.slot, %error, "not trimmed");
+        }
         let (bytes, limit) = (self.journal.bytes(), self.client.journal_bytes_max);
         let alarm = bytes >= limit / 10 * 8;
         if alarm != notices.journal.is_some() || bytes >= limit {

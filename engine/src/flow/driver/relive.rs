@@ -67,9 +67,15 @@ pub(super) struct Past {
 }
 
 impl Past {
-    /// `None` where nothing is recorded.
-    pub(super) fn of(mut cuts: PastCuts, sources: &[SourceRuntime]) -> Option<Past> {
-        let first = Some(cuts.next()?);
+    /// `None` where nothing is recorded behind the epoch `after`.
+    pub(super) fn of(
+        mut cuts: PastCuts,
+        after: Option<Epoch>,
+        sources: &[SourceRuntime],
+    ) -> Option<Past> {
+        let before =
+            |cut: &Result<Cut, CutLogError>| cut.as_ref().is_ok_and(|cut| Some(cut.epoch) <= after);
+        let first = Some(cuts.find(|cut| !before(cut))?);
         let mut owners = BTreeMap::new();
         for (s, source) in sources.iter().enumerate() {
             for (r, reading) in source.readings.iter().enumerate() {
@@ -267,7 +273,7 @@ impl Driver {
             return Err(changed(&source.node.table, &source.readings[place.1], &what));
         }
         let (worker, recorded_time) = (self.worker, open.recorded_time);
-        out.part(CutPart { worker, recorded_time, splits: open.splits });
+        out.part(CutPart { worker, recorded_time, splits: open.splits, checkpoint: false });
         self.issue();
         Ok(())
     }

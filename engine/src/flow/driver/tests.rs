@@ -133,6 +133,7 @@ impl Rig {
             state,
             seen: 0,
             decisions: VecDeque::new(),
+            recent: VecDeque::new(),
             decided: 0,
             closed: None,
             policy: EpochPolicy::Live { interval: 1, rows: 1 },

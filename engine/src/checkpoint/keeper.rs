@@ -1,0 +1,508 @@
+//! The thread that makes checkpoints of what operators, sinks and cuts give.
+
+use arrow::ipc::writer::StreamWriter;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{
+    FORMAT, KEPT, Manifest, Name, Owner, PieceRecord, ShardRecord, in_force, load, to_collect,
+};
+use crate::connector::ConnectorError;
+use crate::cut::{CutSnapshot, SplitFacts};
+use crate::cutlog::CutMemory;
+use crate::journal::crc32c;
+use crate::keys::KeyGroups;
+use crate::state::{PieceId, Pieces, StatePart};
+use crate::store::{JobStore, seal};
+use crate::time::{Epoch, Millis};
+
+/// Bytes of a file of pieces at which the next one begins.
+const FILE_BYTES: usize = 64 << 20;
+/// The first and the longest pause before another attempt to write.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// What has been done so far.
+#[derive(Debug, Default)]
+pub struct CheckpointCounters {
+    /// Checkpoints made.
+    pub made: AtomicU64,
+    /// Bytes written for them, manifests included.
+    pub bytes: AtomicU64,
+    /// Bytes of the last one.
+    pub last_bytes: AtomicU64,
+    /// Microseconds from the cut to the manifest, of the last one.
+    pub last_took: AtomicU64,
+    /// Microseconds for which operators were kept from their rows, in all.
+    pub paused: AtomicU64,
+    /// The same, of the last one.
+    pub last_paused: AtomicU64,
+}
+
+/// What the oldest checkpoint that is kept needs of the sources.
+#[derive(Debug)]
+pub struct Retained {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The splits as they were then.
+    pub splits: Vec<SplitFacts>,
+}
+
+enum Given {
+    Same(PieceId, KeyGroups),
+    New(PieceId, StatePart),
+}
+
+/// The pieces that one owner gives.
+pub(crate) struct Collector {
+    next: Arc<AtomicU64>,
+    key_groups: KeyGroups,
+    given: Vec<Given>,
+    /// Since when its owner does nothing else.
+    began: Option<Instant>,
+}
+
+impl Collector {
+    /// The owner was not kept from anything.
+    pub(crate) fn unpaused(self) -> Collector {
+        Collector { began: None, ..self }
+    }
+}
+
+impl Pieces for Collector {
+    fn same(&mut self, piece: PieceId) {
+        self.given.push(Given::Same(piece, self.key_groups));
+    }
+
+    fn put(&mut self, part: StatePart) -> PieceId {
+        let id = PieceId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.given.push(Given::New(id, part));
+        id
+    }
+}
+
+/// A checkpoint that is being made.
+struct Making {
+    epoch: Epoch,
+    began: Instant,
+    cuts: Option<CutSnapshot>,
+    given: BTreeMap<(Owner, usize), Vec<Given>>,
+    digests: BTreeMap<(usize, u32), u128>,
+    paused: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    /// Who gives pieces: owner and worker.
+    owners: BTreeSet<(Owner, usize)>,
+    workers: usize,
+    /// When the last one was asked for.
+    asked: Option<Millis>,
+    /// Whether one is under way.
+    busy: bool,
+    making: BTreeMap<Epoch, Making>,
+    ready: Option<Making>,
+    failure: Option<ConnectorError>,
+    notice: Option<String>,
+    retained: Option<Arc<Retained>>,
+    stop: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    news: Condvar,
+    next_piece: Arc<AtomicU64>,
+    counters: CheckpointCounters,
+    interval: Millis,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a job's checkpoints, on one process.
+pub struct Checkpointer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    /// Starts the thread. `from`: the checkpoint that the job was restored from; `interval`: the
+    /// least time between two, in milliseconds.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(
+        store: JobStore,
+        generation: u64,
+        from: Option<&Manifest>,
+        interval: Millis,
+        memory: Arc<dyn CutMemory>,
+    ) -> std::io::Result<Checkpointer> {
+        let next_piece = from.map_or(1, |manifest| manifest.next_piece);
+        let known = from.into_iter().flat_map(|manifest| &manifest.pieces);
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            news: Condvar::new(),
+            next_piece: Arc::new(AtomicU64::new(next_piece)),
+            counters: CheckpointCounters::default(),
+            interval,
+        });
+        let writer = Writer {
+            store,
+            generation,
+            shared: shared.clone(),
+            memory,
+            known: known.map(|piece| (piece.id, piece.clone())).collect(),
+        };
+        let thread = std::thread::Builder::new().name("checkpoints".to_owned());
+        let thread = thread.spawn(move || writer.run())?;
+        Ok(Checkpointer { shared, thread: Some(thread) })
+    }
+
+    /// Says that this owner gives pieces on this worker, before any epoch is complete.
+    pub(crate) fn expect(&self, owner: Owner, worker: usize) {
+        let mut state = self.shared.lock();
+        state.owners.insert((owner, worker));
+        state.workers = state.workers.max(worker + 1);
+    }
+
+    /// Whether the next cut is to be a checkpoint; true once for each.
+    pub(crate) fn is_due(&self, now: Millis) -> bool {
+        let mut state = self.shared.lock();
+        let asked = *state.asked.get_or_insert(now);
+        // A clock that stepped back must not end them.
+        let early = (0..self.shared.interval).contains(&now.saturating_sub(asked));
+        if state.busy || early || state.failure.is_some() {
+            return false;
+        }
+        state.busy = true;
+        state.asked = Some(now);
+        true
+    }
+
+    /// For the pieces of an owner that has these key groups.
+    pub(crate) fn collector(&self, key_groups: KeyGroups) -> Collector {
+        let (next, began) = (self.shared.next_piece.clone(), Some(Instant::now()));
+        Collector { next, key_groups, given: Vec::new(), began }
+    }
+
+    fn with(&self, epoch: Epoch, change: impl FnOnce(&mut Making)) {
+        let mut state = self.shared.lock();
+        let fresh = || Making {
+            epoch,
+            began: Instant::now(),
+            cuts: None,
+            given: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            paused: Duration::ZERO,
+        };
+        let making = state.making.entry(epoch).or_insert_with(fresh);
+        change(making);
+        let all = making.cuts.is_some() && making.given.len() == state.owners.len();
+        if all && let Some(making) = state.making.remove(&epoch) {
+            state.ready = Some(making);
+            self.shared.news.notify_all();
+        }
+    }
+
+    /// What the cuts say at the end of the epoch.
+    pub(crate) fn cuts(&self, epoch: Epoch, cuts: CutSnapshot) {
+        self.with(epoch, |making| making.cuts = Some(cuts));
+    }
+
+    /// An owner's pieces, on a worker.
+    pub(crate) fn give(&self, epoch: Epoch, owner: (Owner, usize), pieces: Collector) {
+        let paused = pieces.began.map_or(Duration::ZERO, |began| began.elapsed());
+        self.with(epoch, |making| {
+            making.paused = making.paused.max(paused);
+            making.given.insert(owner, pieces.given);
+        });
+    }
+
+    /// A shard's digest, before its pieces.
+    pub(crate) fn digest(&self, epoch: Epoch, shard: (usize, u32), digest: u128) {
+        self.with(epoch, |making| {
+            making.digests.insert(shard, digest);
+        });
+    }
+
+    /// Why no more can be made, if that is so.
+    pub(crate) fn failure(&self) -> Option<ConnectorError> {
+        self.shared.lock().failure.clone()
+    }
+
+    /// What a person should know.
+    pub(crate) fn notice(&self) -> Option<String> {
+        self.shared.lock().notice.clone()
+    }
+
+    /// What sources have to keep.
+    pub(crate) fn retained(&self) -> Option<Arc<Retained>> {
+        self.shared.lock().retained.clone()
+    }
+
+    /// What has been done so far.
+    pub fn counters(&self) -> &CheckpointCounters {
+        &self.shared.counters
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.news.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic shows as a failure.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Writer {
+    store: JobStore,
+    generation: u64,
+    shared: Arc<Shared>,
+    memory: Arc<dyn CutMemory>,
+    /// Pieces that the newest checkpoint names.
+    known: BTreeMap<PieceId, PieceRecord>,
+}
+
+/// Files of pieces as they are filled.
+struct Files {
+    prefix: String,
+    number: usize,
+    open: Vec<u8>,
+    full: Vec<(String, Vec<u8>)>,
+}
+
+impl Files {
+    fn name(&self) -> String {
+        format!("{}-{}.pieces", self.prefix, self.number)
+    }
+
+    fn close(&mut self) {
+        if !self.open.is_empty() {
+            self.full.push((self.name(), std::mem::take(&mut self.open)));
+            self.number += 1;
+        }
+    }
+
+    fn add(&mut self, id: PieceId, owner: &Owner, part: &StatePart) -> Result<PieceRecord, String> {
+        let offset = self.open.len();
+        let told = |e: arrow::error::ArrowError| e.to_string();
+        let mut writer =
+            StreamWriter::try_new(&mut self.open, &part.rows.schema()).map_err(told)?;
+        writer.write(&part.rows).and_then(|()| writer.finish()).map_err(told)?;
+        drop(writer);
+        let bytes = &self.open[offset..];
+        let record = PieceRecord {
+            id,
+            owner: owner.clone(),
+            kind: part.kind.to_owned(),
+            key_groups: part.key_groups,
+            file: self.name(),
+            offset: offset as u64,
+            length: bytes.len() as u64,
+            checksum: crc32c(bytes),
+        };
+        if self.open.len() >= FILE_BYTES {
+            self.close();
+        }
+        Ok(record)
+    }
+}
+
+/// A panic must not leave the job without checkpoints in silence.
+struct Alarm<'a>(&'a Shared);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = ConnectorError::fatal("the thread that writes checkpoints has panicked");
+            self.0.lock().failure = Some(error);
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        let shared = self.shared.clone();
+        let _alarm = Alarm(&shared);
+        loop {
+            let mut state = shared.lock();
+            let idle = |state: &mut State| state.ready.is_none() && !state.stop;
+            let waited = shared.news.wait_while(state, idle);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+            if state.stop {
+                return;
+            }
+            let Some(making) = state.ready.take() else { continue };
+            let workers = state.workers;
+            drop(state);
+            let (began, paused) = (making.began, making.paused);
+            let done = self.make(making, workers).and_then(|made| self.keep_trying(&made));
+            let mut state = shared.lock();
+            match done {
+                Ok(Some(bytes)) => self.count(bytes, began.elapsed(), paused),
+                Ok(None) => return,
+                Err(error) => state.failure = Some(error),
+            }
+            state.busy = false;
+        }
+    }
+
+    fn count(&self, bytes: u64, took: Duration, paused: Duration) {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let counters = &self.shared.counters;
+        counters.made.fetch_add(1, Ordering::Relaxed);
+        counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+        counters.last_bytes.store(bytes, Ordering::Relaxed);
+        counters.last_took.store(micros(took), Ordering::Relaxed);
+        counters.paused.fetch_add(micros(paused), Ordering::Relaxed);
+        counters.last_paused.store(micros(paused), Ordering::Relaxed);
+    }
+
+    /// The manifest, and the files that it needs.
+    fn make(&self, making: Making, workers: usize) -> Result<Made, ConnectorError> {
+        let (generation, epoch) = (self.generation, making.epoch);
+        let prefix = format!("pieces/{generation:020}-{epoch:020}");
+        let mut files = Files { prefix, number: 0, open: Vec::new(), full: Vec::new() };
+        let mut pieces = Vec::new();
+        for ((owner, _), given) in making.given {
+            for one in given {
+                pieces.push(match one {
+                    Given::New(id, part) => files
+                        .add(id, &owner, &part)
+                        .map_err(|e| ConnectorError::fatal(format!("a piece of state: {e}")))?,
+                    Given::Same(id, key_groups) => match self.known.get(&id) {
+                        Some(known) => PieceRecord { key_groups, ..known.clone() },
+                        None => {
+                            let message = format!("piece {} was never written", id.0);
+                            return Err(ConnectorError::fatal(message));
+                        }
+                    },
+                });
+            }
+        }
+        files.close();
+        let record = |(shard, digest): ((usize, u32), u128)| ShardRecord {
+            shard,
+            digest: format!("{digest:032x}"),
+        };
+        let manifest = Manifest {
+            format: FORMAT,
+            weir: env!("CARGO_PKG_VERSION").to_owned(),
+            generation,
+            epoch,
+            workers,
+            next_piece: self.shared.next_piece.load(Ordering::Relaxed),
+            cuts: making.cuts.unwrap_or_default(),
+            shards: making.digests.into_iter().map(record).collect(),
+            pieces,
+        };
+        Ok(Made { manifest, files: files.full })
+    }
+
+    /// Writes until it works; `None` where the job has ended meanwhile.
+    fn keep_trying(&mut self, made: &Made) -> Result<Option<u64>, ConnectorError> {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let error = match self.write(made) {
+                Ok(bytes) => {
+                    self.shared.lock().notice = None;
+                    return Ok(Some(bytes));
+                }
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Store(error)) => error,
+            };
+            let mut state = self.shared.lock();
+            state.notice = Some(format!("the checkpoint waits: {error}"));
+            let waited = self.shared.news.wait_timeout_while(state, pause, |state| !state.stop);
+            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if state.stop {
+                return Ok(None);
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn write(&mut self, made: &Made) -> Result<u64, Trouble> {
+        let mut bytes = 0;
+        for (name, content) in &made.files {
+            // Not written where an attempt before this one was.
+            self.store.objects().put(name, content.clone())?;
+            bytes += content.len() as u64;
+        }
+        self.is_newest()?;
+        let manifest = &made.manifest;
+        let text = serde_json::to_string(manifest);
+        let text = text.map_err(|e| Trouble::Final(ConnectorError::fatal(e.to_string())))?;
+        let name = Name { epoch: manifest.epoch, generation: manifest.generation };
+        let sealed = seal(&text);
+        bytes += sealed.len() as u64;
+        self.store.objects().put(&name.path(), sealed)?;
+        self.known = manifest.pieces.iter().map(|piece| (piece.id, piece.clone())).collect();
+        self.collect()?;
+        Ok(bytes)
+    }
+
+    fn is_newest(&self) -> Result<(), Trouble> {
+        let generation = self.generation;
+        if self.store.is_superseded(generation)? {
+            let message = format!("a newer generation than {generation} has taken the job over");
+            return Err(Trouble::Final(ConnectorError::fatal(message)));
+        }
+        Ok(())
+    }
+
+    /// Removes what is no longer needed, here and in the cut log.
+    fn collect(&self) -> Result<(), Trouble> {
+        let objects = self.store.objects();
+        let (manifests, files) = (objects.list("checkpoints")?, objects.list("pieces")?);
+        let generations = self.store.generations()?;
+        let mut named = BTreeSet::new();
+        let (mut oldest, mut kept): (Option<Manifest>, usize) = (None, 0);
+        for name in in_force(&manifests, &generations).into_iter().take(KEPT) {
+            let bytes = objects.get(&name.path())?.unwrap_or_default();
+            // What cannot be read names nothing, so nothing is removed.
+            let Ok(manifest) = load::parse(&bytes) else { return Ok(()) };
+            named.extend(manifest.pieces.iter().map(|piece| piece.file.clone()));
+            (oldest, kept) = (Some(manifest), kept + 1);
+        }
+        self.is_newest()?;
+        for path in to_collect(&manifests, &files, &generations, &named, self.generation) {
+            objects.delete(&path)?;
+        }
+        // With one alone, everything is still needed should it turn out unsound.
+        if let Some(oldest) = oldest.filter(|_| kept == KEPT) {
+            self.memory.trim(oldest.epoch);
+            let retained = Retained { epoch: oldest.epoch, splits: oldest.cuts.facts() };
+            self.shared.lock().retained = Some(Arc::new(retained));
+        }
+        Ok(())
+    }
+}
+
+struct Made {
+    manifest: Manifest,
+    files: Vec<(String, Vec<u8>)>,
+}
+
+/// Why a checkpoint was not written.
+enum Trouble {
+    /// The store did not do what it was asked: another attempt may succeed.
+    Store(ConnectorError),
+    Final(ConnectorError),
+}
+
+impl From<ConnectorError> for Trouble {
+    fn from(error: ConnectorError) -> Trouble {
+        Trouble::Store(error)
+    }
+}

@@ -1,0 +1,136 @@
+//! Finding the newest sound checkpoint, and reading its pieces.
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::ipc::reader::StreamReader;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Cursor;
+use std::sync::{Mutex, PoisonError};
+
+use super::{FORMAT, Manifest, Name, Owner, PieceRecord, in_force};
+use crate::connector::ConnectorError;
+use crate::journal::crc32c;
+use crate::state::{Restored, StatePart};
+use crate::store::JobStore;
+
+/// A checkpoint that was read whole.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its pieces.
+    pub pieces: BTreeMap<Owner, Vec<Restored>>,
+}
+
+/// A checkpoint that was passed over, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsound {
+    /// Its name.
+    pub name: Name,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// The newest sound checkpoint that counts, with those that were passed over.
+///
+/// # Errors
+/// The store's: a store that does not answer is no unsound checkpoint.
+pub fn load_newest(store: &JobStore) -> Result<(Option<Loaded>, Vec<Unsound>), ConnectorError> {
+    let generations = store.generations()?;
+    let paths = store.objects().list("checkpoints")?;
+    let mut unsound = Vec::new();
+    for name in in_force(&paths, &generations) {
+        match load(store, name)? {
+            Ok(loaded) => return Ok((Some(loaded), unsound)),
+            Err(reason) => unsound.push(Unsound { name, reason }),
+        }
+    }
+    Ok((None, unsound))
+}
+
+/// What is wrong with a checkpoint, if anything is; else its manifest.
+///
+/// # Errors
+/// The store's.
+pub fn verify(store: &JobStore, name: Name) -> Result<Result<Manifest, String>, ConnectorError> {
+    Ok(load(store, name)?.map(|loaded| loaded.manifest))
+}
+
+fn load(store: &JobStore, name: Name) -> Result<Result<Loaded, String>, ConnectorError> {
+    let Some(bytes) = store.objects().get(&name.path())? else {
+        return Ok(Err("its manifest is gone".to_owned()));
+    };
+    let manifest = match parse(&bytes) {
+        Ok(manifest) => manifest,
+        Err(reason) => return Ok(Err(format!("its manifest {reason}"))),
+    };
+    let files: BTreeSet<&String> = manifest.pieces.iter().map(|piece| &piece.file).collect();
+    let mut pieces: BTreeMap<Owner, Vec<Restored>> = BTreeMap::new();
+    for file in files {
+        let Some(bytes) = store.objects().get(file)? else {
+            return Ok(Err(format!("its file {file} is gone")));
+        };
+        for piece in manifest.pieces.iter().filter(|piece| piece.file == *file) {
+            match read(piece, &bytes) {
+                Ok(part) => {
+                    pieces.entry(piece.owner.clone()).or_default().push((piece.id, part));
+                }
+                Err(reason) => {
+                    let (id, offset) = (piece.id.0, piece.offset);
+                    let what = format!("piece {id} in {file} at byte {offset} {reason}");
+                    return Ok(Err(what));
+                }
+            }
+        }
+    }
+    Ok(Ok(Loaded { manifest, pieces }))
+}
+
+/// A manifest from its bytes.
+pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, String> {
+    let line = crate::store::open(bytes)?;
+    #[derive(serde::Deserialize)]
+    struct Version {
+        format: u32,
+        weir: String,
+    }
+    let version: Version = serde_json::from_str(line).map_err(|e| format!("is unreadable: {e}"))?;
+    if version.format != FORMAT {
+        let (found, weir) = (version.format, version.weir);
+        return Err(format!("has format {found} (Weir {weir}); this build reads {FORMAT}"));
+    }
+    serde_json::from_str(line).map_err(|e| format!("is unreadable: {e}"))
+}
+
+fn read(piece: &PieceRecord, file: &[u8]) -> Result<StatePart, String> {
+    let end = piece.offset.checked_add(piece.length).filter(|end| *end <= file.len() as u64);
+    let Some(end) = end else { return Err("ends behind the file's end".to_owned()) };
+    let bytes = &file[piece.offset as usize..end as usize];
+    if crc32c(bytes) != piece.checksum {
+        return Err("has a wrong checksum".to_owned());
+    }
+    let rows = decode(bytes).map_err(|e| format!("cannot be read: {e}"))?;
+    Ok(StatePart { kind: lasting(&piece.kind), key_groups: piece.key_groups, rows })
+}
+
+fn decode(bytes: &[u8]) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let reader = StreamReader::try_new(Cursor::new(bytes), None)?;
+    let schema = reader.schema();
+    let batches = reader.collect::<Result<Vec<_>, _>>()?;
+    match <[RecordBatch; 1]>::try_from(batches) {
+        Ok([only]) => Ok(only),
+        Err(batches) => concat_batches(&schema, &batches),
+    }
+}
+
+/// The kinds of pieces are few, and written in the code: each is kept once.
+fn lasting(kind: &str) -> &'static str {
+    static KINDS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = kinds.get(kind) {
+        return known;
+    }
+    let known: &'static str = Box::leak(kind.to_owned().into_boxed_str());
+    kinds.insert(known);
+    known
+}
