@@ -155,4 +155,17 @@ mod tests {
             prop_assert_eq!(parts.mark(), whole.mark());
         }
     }
+
+    #[test]
+    fn a_mark_that_is_taken_up_again_goes_on_as_it_would_have() {
+        let times = [100, 250, 240, 90, 251, 400, 130, 380, 379];
+        for cut in 0..times.len() {
+            let mut whole = SplitMark::start(20, None);
+            whole.take(&times[..cut], None);
+            let mut again = SplitMark::start(20, None);
+            again.resume(whole.mark(), 20);
+            assert_eq!(again, whole, "after {cut}");
+            assert_eq!(again.take(&times[cut..], None), whole.take(&times[cut..], None));
+        }
+    }
 }

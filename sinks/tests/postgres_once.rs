@@ -1,0 +1,228 @@
+//! The `postgres` sink where a job lasts: every row once, whatever fails. Against a real server, at
+//! WEIR_TEST_POSTGRES (`cargo xtask services up`).
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use arrow::array::*;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use weir_engine::connector::{ColumnSpec, Remedy, TableSpec};
+use weir_engine::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
+
+fn url() -> String {
+    std::env::var("WEIR_TEST_POSTGRES")
+        .expect("WEIR_TEST_POSTGRES names a server; `cargo xtask services up postgres` starts one")
+}
+
+/// Statements on a connection of the test's own; rows as `a|b`, one a line.
+fn sql(text: &str) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(&url(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(async { drop(connection.await) });
+        let mut lines = Vec::new();
+        for message in client.simple_query(text).await.unwrap() {
+            if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+                let cell = |i| row.get(i).unwrap_or("NULL").to_owned();
+                lines.push((0..row.len()).map(cell).collect::<Vec<_>>().join("|"));
+            }
+        }
+        lines.join("\n")
+    })
+}
+
+/// A fresh table without a primary key, in which rows that come twice are there twice.
+fn table(name: &str, url: &str, more: &[(&str, &str)]) -> Box<dyn Sink> {
+    let mut spec = TableSpec {
+        name: name.into(),
+        columns: vec![ColumnSpec {
+            name: "v".into(),
+            data_type: arrow::datatypes::DataType::Int64,
+            nullable: true,
+            metadata: None,
+        }],
+        options: Default::default(),
+        primary_key: vec![],
+        partitioned_by: vec![],
+        event_time: None,
+        keyed: vec![],
+        pushed: vec![],
+    };
+    let all = [("connector", "postgres"), ("url", url), ("table-name", name)];
+    let progress = [("sink.progress-table", "once_progress")];
+    for (key, value) in all.iter().chain(&progress).chain(more) {
+        spec.options.insert((*key).to_owned(), (*value).to_owned());
+    }
+    let sink = weir_sinks::postgres::sink(&spec).unwrap_or_else(|e| panic!("{e:?}"));
+    sink.probe().unwrap();
+    sink
+}
+
+fn fresh(name: &str) -> Box<dyn Sink> {
+    sql(&format!("DROP TABLE IF EXISTS {name}"));
+    table(name, &url(), &[])
+}
+
+fn author(job: &str, generation: u64) -> Author {
+    // A name of this run, so that the progress of another is not found.
+    let job = format!("{job}-{}", std::process::id());
+    Author::of(&job, generation, 0, "t")
+}
+
+fn open(sink: &dyn Sink, author: &Author) -> Box<dyn SinkWriter> {
+    sink.open(0, Some(author), Arc::new(SinkReport::default())).unwrap()
+}
+
+fn rows(values: &[i64]) -> RecordBatch {
+    let column = Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+    RecordBatch::try_from_iter_with_nullable([("v", column, true)]).unwrap()
+}
+
+fn end(epoch: u64) -> ShardEnd {
+    ShardEnd { epoch, recorded_time: 0, digest: u128::from(epoch) << 100 }
+}
+
+/// Writes an epoch with one row, its number, and commits it.
+fn put(
+    writer: &mut dyn SinkWriter,
+    epoch: u64,
+) -> Result<u64, weir_engine::connector::ConnectorError> {
+    writer.write(epoch, rows(&[epoch as i64]), None)?;
+    writer.end_epoch(end(epoch))?;
+    writer.flush()
+}
+
+#[test]
+fn progress_is_what_is_there_and_outlives_the_writer() {
+    let sink = fresh("once_progresses");
+    let first = author("progresses", 1);
+    assert_eq!(sink.take_over(&first).unwrap(), None);
+    let mut writer = open(sink.as_ref(), &first);
+    assert_eq!(writer.progress(), None);
+    assert_eq!(put(writer.as_mut(), 7).unwrap(), 7);
+    writer.write(9, rows(&[9]), None).unwrap();
+    writer.end_epoch(end(9)).unwrap();
+    drop(writer);
+    assert_eq!(sql("SELECT v FROM once_progresses"), "7", "9 was not committed");
+    let second = author("progresses", 2);
+    assert_eq!(sink.take_over(&second).unwrap(), Some(7));
+    let mut writer = open(sink.as_ref(), &second);
+    assert_eq!(writer.progress(), Some(Progress { epoch: 7, digest: 7 << 100 }));
+    assert_eq!(put(writer.as_mut(), 9).unwrap(), 9);
+    assert_eq!(sql("SELECT v FROM once_progresses ORDER BY v"), "7\n9");
+}
+
+#[test]
+fn a_zombie_writes_nothing_once_another_has_taken_over() {
+    let sink = fresh("once_zombies");
+    let (old, new) = (author("zombies", 1), author("zombies", 2));
+    sink.take_over(&old).unwrap();
+    let mut zombie = open(sink.as_ref(), &old);
+    put(zombie.as_mut(), 1).unwrap();
+    // It has rows in hand when the other comes.
+    zombie.write(2, rows(&[2]), None).unwrap();
+    assert_eq!(sink.take_over(&new).unwrap(), Some(1));
+    let error = zombie.end_epoch(end(2)).and_then(|_| zombie.flush()).unwrap_err();
+    assert_eq!(error.remedy, Remedy::Fatal);
+    assert!(error.message.contains("generation 2 of the job"), "{}", error.message);
+    assert_eq!(sql("SELECT v FROM once_zombies"), "1");
+    let mut writer = open(sink.as_ref(), &new);
+    put(writer.as_mut(), 3).unwrap();
+    assert_eq!(sql("SELECT v FROM once_zombies ORDER BY v"), "1\n3");
+    let late = sink.take_over(&old).unwrap_err();
+    assert!(late.message.contains("has taken over"), "{}", late.message);
+    assert!(sink.open(0, Some(&old), Arc::new(SinkReport::default())).is_err());
+}
+
+#[test]
+fn another_number_of_shards_is_refused() {
+    let sink = fresh("once_shards");
+    sink.take_over(&author("shards", 1)).unwrap();
+    let more = table("once_shards", &url(), &[("sink.shards", "3")]);
+    let error = more.take_over(&author("shards", 2)).unwrap_err();
+    assert!(error.message.contains("'sink.shards' was 1"), "{}", error.message);
+}
+
+/// A way to the server that can lose the reply to the next COMMIT.
+struct Way {
+    port: u16,
+    lose_reply: Arc<AtomicBool>,
+}
+
+impl Way {
+    fn open() -> Way {
+        let server = url();
+        let place = server.split('@').next_back().unwrap();
+        let place = place.rsplit("//").next().unwrap().split('/').next().unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let lose_reply = Arc::new(AtomicBool::new(false));
+        let lose = lose_reply.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let server = TcpStream::connect(&place).unwrap();
+                let (mut up, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || drop(std::io::copy(&mut up, &mut to)));
+                let lose = lose.clone();
+                std::thread::spawn(move || pass(server, client, &lose));
+            }
+        });
+        Way { port, lose_reply }
+    }
+
+    fn url(&self) -> String {
+        let url = url();
+        let (head, tail) = url.rsplit_once(':').unwrap();
+        let rest = tail.find(['/', '?']).map_or("", |at| &tail[at..]);
+        format!("{head}:{}{rest}", self.port)
+    }
+}
+
+/// Passes replies on; one that says COMMIT is lost with its connection if that was asked for.
+fn pass(mut server: TcpStream, mut client: TcpStream, lose: &AtomicBool) {
+    let mut bytes = [0; 8192];
+    while let Ok(n @ 1..) = server.read(&mut bytes) {
+        let commit = bytes[..n].windows(7).any(|window| window == b"COMMIT\0");
+        if commit && lose.swap(false, Ordering::SeqCst) {
+            let _ = client.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+        if client.write_all(&bytes[..n]).is_err() {
+            return;
+        }
+    }
+    let _ = client.shutdown(std::net::Shutdown::Both);
+}
+
+#[test]
+fn a_commit_whose_reply_is_lost_is_not_sent_twice() {
+    sql("DROP TABLE IF EXISTS once_replies");
+    let way = Way::open();
+    let sink = table("once_replies", &way.url(), &[]);
+    let author = author("replies", 1);
+    sink.take_over(&author).unwrap();
+    let mut writer = open(sink.as_ref(), &author);
+    put(writer.as_mut(), 1).unwrap();
+    for epoch in [2, 3] {
+        way.lose_reply.store(true, Ordering::SeqCst);
+        assert_eq!(put(writer.as_mut(), epoch).unwrap(), epoch);
+        assert!(!way.lose_reply.load(Ordering::SeqCst), "a reply was lost");
+    }
+    put(writer.as_mut(), 4).unwrap();
+    assert_eq!(sql("SELECT v FROM once_replies ORDER BY v"), "1\n2\n3\n4");
+}
+
+#[test]
+fn a_progress_that_somebody_changed_stops_the_writer() {
+    let sink = fresh("once_changes");
+    let author = author("changes", 1);
+    sink.take_over(&author).unwrap();
+    let mut writer = open(sink.as_ref(), &author);
+    put(writer.as_mut(), 1).unwrap();
+    sql(&format!("UPDATE once_progress SET epoch = 55 WHERE job = '{}'", author.job));
+    let error = put(writer.as_mut(), 2).unwrap_err();
+    assert!(error.message.contains("its progress is at epoch 55"), "{}", error.message);
+    assert_eq!(sql("SELECT v FROM once_changes"), "1");
+}
