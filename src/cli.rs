@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use weir_engine::flow::EpochPolicy;
 
-use crate::{connectors, demo, lasting, manual, processes, run};
+use crate::{checkpoints, connectors, demo, lasting, manual, processes, run};
 
 /// Exit code for a script or flag that cannot be planned.
 const REFUSED: u8 = 2;
@@ -32,6 +32,8 @@ enum Command {
     },
     /// Runs a whole system in this process: simulated devices, their broker, a script, and a judge
     Demo(demo::DemoArgs),
+    /// Lists the checkpoints of a state and verifies them; describes one
+    Checkpoints(checkpoints::CheckpointsArgs),
     /// Prints the manual of all connector options, as Markdown
     Manual,
     /// A process of a job that `run --processes` started
@@ -104,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run_script(args),
         Command::Explain { file } => explain(&file),
         Command::Demo(args) => run_demo(&args),
+        Command::Checkpoints(args) => list_checkpoints(&args),
         Command::Manual => {
             out(&manual::markdown(&connectors::all()));
             ExitCode::SUCCESS
@@ -189,6 +192,20 @@ fn explain(file: &PathBuf) -> ExitCode {
     }
     out(&format!("{}\n", texts.join("\n")));
     ExitCode::SUCCESS
+}
+
+fn list_checkpoints(args: &checkpoints::CheckpointsArgs) -> ExitCode {
+    match checkpoints::run(args) {
+        Ok((text, sound)) => {
+            out(&text);
+            if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+        }
+        Err(error) => {
+            let hint = error.hint.map(|h| format!("\n  hint: {h}")).unwrap_or_default();
+            eprintln!("error: {}{hint}", error.message);
+            ExitCode::from(REFUSED)
+        }
+    }
 }
 
 fn run_demo(args: &demo::DemoArgs) -> ExitCode {

@@ -64,6 +64,22 @@ struct JobRecord {
     input: JobInput,
 }
 
+impl LastingJob {
+    /// Where it goes on, in a line.
+    pub fn told(&self) -> String {
+        let (name, generation) = (&self.job.plan.name, self.lasting.generation);
+        let from = match (&self.lasting.restored, self.base) {
+            (Some(loaded), Some(base)) => {
+                let epoch = loaded.manifest.epoch;
+                format!("goes on from the checkpoint at epoch {epoch}, by recorded cuts to {base}")
+            }
+            (None, Some(base)) => format!("goes again by its recorded cuts, to epoch {base}"),
+            _ => "begins".to_owned(),
+        };
+        format!("job {name}, generation {generation}: {from}")
+    }
+}
+
 const JOB: &str = "job.json";
 const SECRET: &str = "(secret)";
 
@@ -73,6 +89,8 @@ pub struct LastingJob {
     pub job: PreparedJob,
     /// What the engine needs to know.
     pub lasting: Lasting,
+    /// The epoch that it goes on from.
+    pub base: Option<Epoch>,
 }
 
 impl StateOptions {
@@ -97,8 +115,7 @@ impl StateOptions {
         let log = CutLog::open(Arc::new(disk), &record.id, SEGMENT_BYTES)
             .map_err(|e| Trouble::new(e.to_string()))?;
         let (lasting, base) = start(&store, &record, &job, log, workers, self.interval)?;
-        tracing::info!(job = %record.id, generation = lasting.generation, ?base, "begins");
-        Ok(LastingJob { job, lasting })
+        Ok(LastingJob { job, lasting, base })
     }
 
     fn open(&self, folder: &str) -> Result<(JobStore, PathBuf), Trouble> {

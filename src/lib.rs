@@ -5,6 +5,7 @@
 //! and plans into graphs, `weir_engine` runs graphs on timely, `weir_operators` holds the operator
 //! cores, `weir_sources` and `weir_sinks` the connectors.
 
+pub mod checkpoints;
 pub mod cli;
 pub mod connectors;
 pub mod demo;

@@ -57,8 +57,25 @@ pub struct SinkReport {
     pub digest: String,
 }
 
+/// Counters of checkpoints.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct CheckpointReport {
+    /// Checkpoints made.
+    pub made: u64,
+    /// Bytes written for them.
+    pub bytes: u64,
+    /// Bytes of the last one.
+    pub last_bytes: u64,
+    /// Milliseconds from the cut of the last one until it existed.
+    pub last_took_ms: f64,
+    /// Milliseconds for which the last one kept operators from their rows.
+    pub last_paused_ms: f64,
+    /// The same of all together.
+    pub paused_ms: f64,
+}
+
 /// All of a job's counters. Lists are in the order of the plan.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct JobReport {
     /// By table.
     pub sources: Vec<(String, SourceReport)>,
@@ -66,6 +83,9 @@ pub struct JobReport {
     pub operators: Vec<(String, OperatorReport)>,
     /// By table.
     pub sinks: Vec<(String, SinkReport)>,
+    /// Of a job that lasts.
+    #[serde(default)]
+    pub checkpoints: Option<CheckpointReport>,
 }
 
 fn get(counter: &AtomicU64) -> u64 {
@@ -105,7 +125,20 @@ impl JobReport {
             };
             (name, report)
         });
+        let checkpoints = control.checkpoints().map(|checkpoints| {
+            let c = checkpoints.counters();
+            let millis = |micros: &AtomicU64| get(micros) as f64 / 1e3;
+            CheckpointReport {
+                made: get(&c.made),
+                bytes: get(&c.bytes),
+                last_bytes: get(&c.last_bytes),
+                last_took_ms: millis(&c.last_took),
+                last_paused_ms: millis(&c.last_paused),
+                paused_ms: millis(&c.paused),
+            }
+        });
         JobReport {
+            checkpoints,
             sources: sources.collect(),
             operators: operators.collect(),
             sinks: sinks.collect(),
@@ -175,6 +208,13 @@ impl JobReport {
             let refused = counted(&[(s.refused, "refused")]);
             let (rows, commits) = (s.accepted, s.commits);
             let _ = writeln!(text, "sink     {table}: {rows} rows, {commits} commits{refused}");
+        }
+        if let Some(c) = &self.checkpoints {
+            let _ = writeln!(
+                text,
+                "state    {} checkpoints, {} bytes; the last: {} bytes in {:.1} ms, paused {:.1} ms",
+                c.made, c.bytes, c.last_bytes, c.last_took_ms, c.last_paused_ms
+            );
         }
         text
     }

@@ -168,7 +168,10 @@ fn prepare_all(
             }
             Some(state) => {
                 let begun = state.begin(plan, same, options.epoch, options.workers)?;
-                let LastingJob { job, lasting } = begun;
+                if !options.quiet {
+                    eprintln!("{}", begun.told());
+                }
+                let LastingJob { job, lasting, .. } = begun;
                 (job, Some(lasting))
             }
         });
