@@ -31,6 +31,7 @@ use weir_connect::json::{JsonOptions, TimestampStandard};
 use weir_connect::options::{Size, bad_table, bad_value};
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 use weir_engine::sink::{Author, Sink, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
 
 use encode::Encoding;
 use partition::Layout;
@@ -38,12 +39,19 @@ use target::Target;
 use writer::{Rolling, ShardWriter};
 
 mod encode;
+mod generation;
+mod kept;
 mod partition;
 mod target;
 mod writer;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_once;
+
+/// Bytes of rows that wait in a shard's memory for a checkpoint; more wait on disk.
+const KEPT_BYTES_MAX: usize = 32 << 20;
 
 weir_connect::choices! {
     /// How rows are written.
@@ -115,6 +123,10 @@ pub fn options() -> Vec<OptionDoc> {
 /// # Errors
 /// Everything that is wrong with the options or the columns.
 pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<OptionError>> {
+    made(table, also).map(|sink| -> Box<dyn Sink> { Box::new(sink) })
+}
+
+fn made(table: &TableSpec, also: &[OptionDoc]) -> Result<FilesystemSink, Vec<OptionError>> {
     let known: Vec<OptionDoc> = also.iter().cloned().chain(target::options()).collect();
     let options = FilesystemSinkOptions::read(table, &known)?;
     let mut errors = Vec::new();
@@ -130,7 +142,7 @@ pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<
         .map_err(|what| errors.push(bad_value(table, "format", &format!("cannot hold {what}"))))
         .ok();
     match (target, encoding) {
-        (Some(target), Some(encoding)) if errors.is_empty() => Ok(Box::new(FilesystemSink {
+        (Some(target), Some(encoding)) if errors.is_empty() => Ok(FilesystemSink {
             target,
             layout,
             encoding,
@@ -139,8 +151,9 @@ pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<
                 age_max: i64::try_from(options.rollover.as_millis()).unwrap_or(i64::MAX),
                 files_max: options.open_files_max.get() as usize,
             },
+            kept_bytes_max: KEPT_BYTES_MAX,
             shards: options.shards.get(),
-        })),
+        }),
         _ => Err(errors),
     }
 }
@@ -160,6 +173,7 @@ struct FilesystemSink {
     layout: Layout,
     encoding: Encoding,
     rolling: Rolling,
+    kept_bytes_max: usize,
     shards: u32,
 }
 
@@ -172,15 +186,21 @@ impl Sink for FilesystemSink {
         false
     }
 
+    fn take_over(&self, author: &Author) -> Result<Option<Epoch>, ConnectorError> {
+        self.target.take_over(author)
+    }
+
     fn open(
         &self,
         shard: u32,
-        _: Option<&Author>,
+        author: Option<&Author>,
         report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
-        let files = self.target.open(shard, report.clone())?;
-        let (layout, encoding) = (self.layout.clone(), self.encoding.clone());
-        Ok(Box::new(ShardWriter::over(shard, files, layout, encoding, self.rolling, report)))
+        let files = self.target.open(shard, author, report.clone())?;
+        let (layout, encoding, rolling) =
+            (self.layout.clone(), self.encoding.clone(), self.rolling);
+        let kept = author.map(|_| self.kept_bytes_max);
+        Ok(Box::new(ShardWriter::over(files, layout, encoding, rolling, kept, report)))
     }
 
     fn probe(&self) -> Result<(), ConnectorError> {
@@ -188,8 +208,10 @@ impl Sink for FilesystemSink {
     }
 
     fn guarantee(&self) -> String {
-        "whole files, put once under names made of shard and first epoch; a run adds files and \
-         never overwrites; without a checkpoint, a restarted job may write rows again"
+        "whole files, put once; with `weir run --state` each row is in one file, exactly once, \
+         whose name and bytes follow from the epochs in it, and a file that is there with other \
+         bytes ends the job; without, a run adds files under names made of shard and first epoch, \
+         never overwrites, and a restarted job may write rows again"
             .to_owned()
     }
 }

@@ -10,8 +10,10 @@
 //! that fails half-way is begun again from it, so memory is bounded by the parts under way and no
 //! failure of the server loses a byte.
 
+use bytes::Bytes;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use weir_engine::connector::{ConnectorError, Remedy};
@@ -78,6 +80,33 @@ impl Draft {
             _ => unreachable!("a draft is published where it was made"),
         }
     }
+
+    /// Whether the object at `path` of the store holds exactly what was written here. Where it
+    /// does, it is as durable as if it had just been published.
+    ///
+    /// # Errors
+    /// There is no object at `path`; what the world answers.
+    pub fn is_at(&mut self, store: &Store, path: &str) -> Result<bool, ConnectorError> {
+        let name = store.told(path);
+        match &store.place {
+            super::Place::Local(folder) => {
+                folder.holds(path, &self.file, self.size, &name).map_err(final_one)
+            }
+            super::Place::Remote(bucket) => bucket.same(path, &mut self.file, self.size, &name),
+        }
+    }
+
+    /// Bytes `range` of what was written so far.
+    ///
+    /// # Errors
+    /// What the disk answers; `Fatal` where not so much was written.
+    pub fn read(&self, range: Range<u64>) -> Result<Bytes, ConnectorError> {
+        let name = match &self.place {
+            DraftPlace::Local(_) => self.name.clone(),
+            DraftPlace::Remote { .. } => remote::staging(),
+        };
+        local::read_at(&self.file, range, &name)
+    }
 }
 
 /// For encoders. The [`ConnectorError`] is inside the [`io::Error`].
@@ -113,7 +142,7 @@ fn final_one(mut error: ConnectorError) -> ConnectorError {
 pub(super) fn hidden(folder: &Path, label: &str, name: &str) -> io::Result<Draft> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
+    options.read(true).write(true).create_new(true);
     for _ in 0..NAMES_MAX {
         // Another run may have the same number of process, in a container of its own.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -32,7 +32,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 const PART_BYTES: u64 = 8 << 20;
 const PARTS_IN_FLIGHT: usize = 2;
 /// What of two files is compared at a time.
-const COMPARED_BYTES: u64 = 1 << 20;
+const COMPARED_BYTES: u64 = 8 << 20;
 
 /// The process's runtime for network traffic: one thread that does nothing else.
 fn runtime() -> &'static Handle {
@@ -256,8 +256,9 @@ impl Bucket {
         }
     }
 
-    /// Whether the object holds exactly the staged bytes.
-    fn same(
+    /// Whether the object holds exactly the staged bytes. It is read back: that says more than a
+    /// checksum kept beside it, and is asked only of names that were taken.
+    pub(super) fn same(
         &self,
         path: &str,
         file: &mut File,
@@ -289,9 +290,13 @@ fn staged(file: &mut File, length: u64) -> Result<Bytes, ConnectorError> {
 
 /// A failure of the disk on which uploads are staged.
 pub(super) fn of_staging(error: &io::Error) -> ConnectorError {
-    let folder = std::env::temp_dir();
-    let message = format!("cannot stage a file in {}: {error}", folder.display());
+    let message = format!("cannot stage a file in {}: {error}", staging());
     ConnectorError::fatal(message).hint("TMPDIR names another folder")
+}
+
+/// Where uploads are staged, for messages.
+pub(super) fn staging() -> String {
+    std::env::temp_dir().display().to_string()
 }
 
 /// An upload in parts, in progress.

@@ -55,9 +55,17 @@ fn check_drafts(store: &Store) {
     assert_eq!(draft.size(), 21_000_000);
     assert_eq!(draft.publish(store, "new.json").unwrap(), PutOutcome::AlreadyThere);
     assert_eq!(store.read_all("new.json").unwrap(), &b"new"[..]);
+    assert!(!draft.is_at(store, "new.json").unwrap());
     assert_eq!(draft.publish(store, "parts/big.bin").unwrap(), PutOutcome::Written);
-    drop(draft);
+    assert!(draft.is_at(store, "parts/big.bin").unwrap());
+    assert_eq!(draft.read(2_999_999..3_000_002).unwrap(), &[part[2_999_999], 0, 1][..]);
     assert_eq!(store.read_all("parts/big.bin").unwrap(), part.repeat(7));
+    let mut other = part.repeat(7);
+    other[20_999_999] ^= 1;
+    store.put("parts/other.bin", other, PutMode::Replace).unwrap();
+    assert!(!draft.is_at(store, "parts/other.bin").unwrap(), "its last byte is another");
+    store.delete("parts/other.bin").unwrap();
+    drop(draft);
     let mut given_up = store.draft("other").unwrap();
     given_up.write_all(b"x").unwrap();
     drop(given_up);
