@@ -6,18 +6,35 @@
 //!   is synced; for a bucket it is staged on the local disk and put in one piece or as a multipart
 //!   upload (`weir_connect::store`). Staging needs disk for the open files, `file-size` times
 //!   partitions and shards, in the system's temporary folder.
-//! - Its name is `part-<shard>-<first epoch>`, its bytes are a function of its rows and the epochs
-//!   alone: JSON has a form for each row, Parquet is fed in slices of a fixed number of rows
-//!   counted from the file's first, whatever batches the rows came in.
+//! - Its bytes are a function of its rows in their order alone: JSON has a form for each row,
+//!   Parquet is fed in slices of a fixed number of rows counted from the file's first, whatever
+//!   batches the rows came in. Its name holds its first epoch.
 //! - A file closes at the first epoch at which its bytes, or its age in recorded time, reach the
-//!   limit; with `sink.open-files-max` files open, those that were open longest close too.
+//!   limit; with `sink.open-files-max` files open, those that were open longest close too. So which
+//!   rows a file has is a function of the cuts.
+//!
+//! # Each row once
+//! For a job that lasts (an [`Author`] is given) a row is in exactly one file, through any crash:
+//! - A file's name is made of job, sink, shard and first epoch (`target.rs`). Rows that come again
+//!   make the same file, and find it there: it is compared, byte by byte, and is done. Other bytes
+//!   end the job as not deterministic, and nothing is written over.
+//! - An epoch is committed once all its rows are in files that are there. What was open when the
+//!   job stopped is not put; it comes again, or is in a checkpoint (`kept.rs`).
+//! - A generation that is still alive when the next has taken over is refused at its next put
+//!   (`generation.rs`; what remains in between is told there and in `target.rs`).
+//!
+//! # Limits
+//! The same bytes need the same build and the same options: files put after the newest checkpoint
+//! must come out the same. Without a checkpoint all files come again, and those of a bucket are
+//! read back to be compared; those that somebody has removed are put again. A take-over lists the whole target. A checkpoint names, for each open
+//! file, a piece for each checkpoint since it was opened. Markers are in the folder `_weir`.
 //!
 //! # An existing folder
-//! Files of other runs stay as they are, as in Flink: a script that is run twice leaves the rows
-//! twice. Live epochs are times, so names differ; a replay counts its epochs from 1, and where its
-//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten, provided that the store
-//! knows conditional puts. What a crashed run left in progress is removed when the shard opens
-//! again; a run that is still alive holds locks on its own.
+//! Without an author files of other runs stay as they are, as in Flink: a script that is run twice
+//! leaves the rows twice. Live epochs are times, so names differ; a replay counts its epochs from
+//! 1, and where its name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten, provided
+//! that the store knows conditional puts. What a crashed run left in progress is removed when the
+//! shard opens again; a run that is still alive holds locks on its own.
 //!
 //! # Partitions
 //! `PARTITIONED BY (a, b)` gives folders `a=x/b=y`, escaped as Flink and Hive do, with the columns
@@ -47,8 +64,6 @@ mod writer;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_once;
 
 /// Bytes of rows that wait in a shard's memory for a checkpoint; more wait on disk.
 const KEPT_BYTES_MAX: usize = 32 << 20;

@@ -40,21 +40,24 @@ use super::target::of_writing;
 const KIND: &str = "open-file";
 /// Where a piece says, in its schema's metadata, which file it is of.
 const WHOSE: &str = "weir.open-file";
+/// The version of what is said there (`docs/formats.md`).
+const VERSION: u32 = 1;
 /// Bytes of rows in a piece; more that came between two checkpoints make several.
 const PIECE_BYTES_MAX: usize = 64 << 20;
 
 /// Which file a piece is of, and which piece it is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Whose {
+    version: u32,
     /// The folder of its partition.
     pub(crate) folder: String,
     pub(crate) first_epoch: Epoch,
     /// Recorded time at the end of its first epoch.
     pub(crate) since: Option<Millis>,
-    /// The newest epoch in which the shard was told its end.
+    /// The newest epoch whose end the shard had seen.
     pub(crate) ended: Epoch,
-    /// The pieces of the file that come before.
-    pub(crate) before: usize,
+    /// The number of the file's pieces that come before.
+    before: usize,
 }
 
 /// The rows of one open file that no checkpoint has.
@@ -173,6 +176,17 @@ impl Group {
 }
 
 impl Whose {
+    /// The first piece of an open file.
+    pub(crate) fn of(
+        folder: &str,
+        first_epoch: Epoch,
+        since: Option<Millis>,
+        ended: Epoch,
+    ) -> Whose {
+        let folder = folder.to_owned();
+        Whose { version: VERSION, folder, first_epoch, since, ended, before: 0 }
+    }
+
     fn written_into(&self, schema: &Schema) -> Result<SchemaRef, ConnectorError> {
         let text = serde_json::to_string(self);
         let text = text.map_err(|e| ConnectorError::fatal(format!("cannot save rows: {e}")))?;
@@ -183,9 +197,19 @@ impl Whose {
     fn read_from(part: &StatePart) -> Result<Whose, ConnectorError> {
         let schema = part.rows.schema();
         let text = schema.metadata().get(WHOSE).filter(|_| part.kind == KIND);
-        let whose = text.and_then(|text| serde_json::from_str(text).ok());
-        let message = || format!("a checkpoint's piece `{}` is not of an open file", part.kind);
-        whose.ok_or_else(|| ConnectorError::fatal(message()))
+        let whose: Option<Whose> = text.and_then(|text| serde_json::from_str(text).ok());
+        let whose = whose.ok_or_else(|| {
+            let message = format!("a checkpoint's piece `{}` is not of an open file", part.kind);
+            ConnectorError::fatal(message)
+        })?;
+        if whose.version == VERSION {
+            return Ok(whose);
+        }
+        let version = whose.version;
+        let message = format!(
+            "a checkpoint has an open file in version {version}; this build reads {VERSION}"
+        );
+        Err(ConnectorError::fatal(message))
     }
 }
 

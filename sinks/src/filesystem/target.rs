@@ -64,9 +64,9 @@ impl Target {
         Retrying::new(&self.shown, |_| (), || false).run(|| self.store.probe_write())
     }
 
-    /// Makes this generation the only one that can put files. Gives the newest first epoch of the
-    /// files that the job has put through this sink: rows up to there are there at least. This lists
-    /// all files of the target.
+    /// Makes this generation the only one that can put files. Gives the newest epoch that a name
+    /// shows, of the files that the job has put through this sink: rows of it are there, and maybe
+    /// of later ones. This lists all files of the target.
     ///
     /// # Errors
     /// A newer generation is at work.

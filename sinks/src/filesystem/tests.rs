@@ -12,7 +12,9 @@ use std::path::Path;
 use weir_engine::connector::ColumnSpec;
 use weir_engine::sink::ShardEnd;
 
-pub(super) fn table(folder: &Path, more: &[(&str, &str)]) -> TableSpec {
+mod once;
+
+fn table(folder: &Path, more: &[(&str, &str)]) -> TableSpec {
     let column = |name: &str, data_type| ColumnSpec {
         name: name.into(),
         data_type,
@@ -36,7 +38,7 @@ pub(super) fn table(folder: &Path, more: &[(&str, &str)]) -> TableSpec {
     }
 }
 
-pub(super) fn rows(from: usize, count: usize) -> RecordBatch {
+fn rows(from: usize, count: usize) -> RecordBatch {
     let meters: StringArray = (from..from + count).map(|i| Some(format!("m-{}", i % 3))).collect();
     let kwh: Float64Array = (from..from + count).map(|i| Some(i as f64 / 4.0)).collect();
     RecordBatch::try_from_iter([
@@ -54,7 +56,7 @@ fn writer(spec: &TableSpec) -> (Box<dyn SinkWriter>, Arc<SinkReport>) {
 }
 
 /// Files below a folder, by relative path, with their bytes.
-pub(super) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(next) = folders.pop() {
@@ -71,7 +73,7 @@ pub(super) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-pub(super) fn listing(folder: &Path) -> String {
+fn listing(folder: &Path) -> String {
     let shown = files(folder).into_iter().map(|(name, bytes)| format!("{name} {}", bytes.len()));
     shown.collect::<Vec<_>>().join("\n")
 }
@@ -237,7 +239,7 @@ fn a_full_disk_is_said_with_the_place() {
     assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
 }
 
-pub(super) fn read_parquet(path: &Path) -> Vec<RecordBatch> {
+fn read_parquet(path: &Path) -> Vec<RecordBatch> {
     let file = fs::File::open(path).unwrap();
     let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file);
     reader.unwrap().build().unwrap().collect::<Result<_, _>>().unwrap()

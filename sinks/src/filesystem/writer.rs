@@ -179,13 +179,7 @@ impl SinkWriter for ShardWriter {
         for (folder, open) in &mut self.open {
             let Some(kept) = &mut open.kept else { continue };
             debug_assert!(open.since.is_some(), "a checkpoint is at the end of an epoch");
-            let whose = Whose {
-                folder: folder.to_string(),
-                first_epoch: open.first_epoch,
-                since: open.since,
-                ended: self.ended,
-                before: 0,
-            };
+            let whose = Whose::of(folder, open.first_epoch, open.since, self.ended);
             kept.save(whose, pieces)?;
         }
         Ok(())

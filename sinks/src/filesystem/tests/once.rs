@@ -1,8 +1,8 @@
 //! Each row once: runs that crash anywhere and come again put what an undisturbed run puts.
 #![allow(clippy::unwrap_used)]
 
-use super::tests::{files, listing, read_parquet, rows, table};
-use super::*;
+use super::{files, listing, read_parquet, rows, table};
+use crate::filesystem::*;
 use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
@@ -151,8 +151,8 @@ fn other_rows_under_a_name_that_is_taken_end_the_job() {
         first.write(1, rows(0, count), None).unwrap();
         first.finish().unwrap();
         let before = put(folder.path());
-        // One row more or less, and as many rows with as many bytes.
-        for (from, count) in [(0, count + 1), (1, count), (3, count)] {
+        // One row more, other rows, and in JSON rows of as many bytes.
+        for (from, count) in [(0, count + 1), (1, count), (24, count)] {
             let mut again = writer(&spec, 2);
             again.write(1, rows(from, count), None).unwrap();
             let error = again.finish().unwrap_err();
@@ -266,6 +266,14 @@ fn a_checkpoint_gives_what_came_since_the_one_before() {
         pieces.retain(|(id, _)| *id != PieceId(0));
         let error = fresh().resume(pieces).unwrap_err();
         assert_eq!(error.message, "a checkpoint lacks rows of the open file in `meter=m-0`");
+        let said = |(_, part): &Restored| part.rows.schema().metadata()["weir.open-file"].clone();
+        let mut all: Vec<String> = checkpoint.restored().iter().map(said).collect();
+        all.sort_unstable();
+        expect![[r#"
+            {"version":1,"folder":"meter=m-0","first_epoch":1,"since":1000,"ended":1,"before":0}
+            {"version":1,"folder":"meter=m-0","first_epoch":1,"since":1000,"ended":2,"before":1}
+            {"version":1,"folder":"meter=m-2","first_epoch":1,"since":1000,"ended":1,"before":0}"#]]
+        .assert_eq(&all.join("\n"));
         let mut strange = checkpoint.restored();
         strange[0].1.rows = rows(0, 1);
         let error = fresh().resume(strange).unwrap_err();
@@ -288,14 +296,25 @@ struct Story {
     epochs: Vec<(Vec<usize>, i64)>,
     /// Epochs after which there is a checkpoint.
     saves: Vec<bool>,
-    /// After how many calls the writer dies, and whether the next goes on from the checkpoint.
-    crashes: Vec<(usize, bool)>,
+    crashes: Vec<Crash>,
+}
+
+/// The end of a generation.
+#[derive(Clone, Copy, Debug)]
+struct Crash {
+    /// Calls that its writer got.
+    calls: usize,
+    /// The next goes on from the newest checkpoint, not from the beginning.
+    resumes: bool,
+    /// It was only stopped, and goes on once the next has taken over.
+    comes_back: bool,
 }
 
 fn stories() -> impl Strategy<Value = Story> {
     let epoch =
         (prop::collection::vec(prop_oneof![0usize..40, 3_000..9_000usize], 0..3), 0..900i64);
-    let crash = (0usize..30, any::<bool>());
+    let crash = (0usize..30, any::<bool>(), any::<bool>());
+    let crash = crash.prop_map(|(calls, resumes, comes_back)| Crash { calls, resumes, comes_back });
     let limits = (
         prop::sample::select(vec!["300 b", "40 kb", "100 mb"]),
         prop::sample::select(vec!["2 s", "30 min"]),
@@ -358,6 +377,7 @@ impl Story {
     fn live(
         &self,
         out: &mut dyn SinkWriter,
+        folder: &Path,
         (from, generation, calls): (usize, usize, usize),
         checkpoint: &mut Option<(usize, Checkpoint)>,
     ) -> bool {
@@ -376,6 +396,7 @@ impl Story {
             }
             let committed = out.end_epoch(ShardEnd::at(number, self.time(epoch))).unwrap();
             assert!(committed <= number);
+            self.check_committed(folder, committed as usize);
             assert_eq!(out.flush().unwrap(), committed);
             if dies() {
                 return false;
@@ -393,14 +414,42 @@ impl Story {
         true
     }
 
-    fn run(&self, folder: &Path, crashes: &[(usize, bool)]) -> BTreeMap<String, Vec<u8>> {
+    /// What is committed is to be seen.
+    fn check_committed(&self, folder: &Path, committed: usize) {
+        let rows: usize = self.epochs[..committed].iter().flat_map(|(chunks, _)| chunks).sum();
+        let visible = put(folder).into_iter().filter(|(name, _)| !name.contains("/."));
+        let visible: BTreeMap<_, _> = visible.filter(|(name, _)| !name.starts_with('.')).collect();
+        let found = self.count(folder, &visible);
+        assert!(found >= rows, "{found} of {rows} rows that are committed");
+    }
+
+    fn count(&self, folder: &Path, files: &BTreeMap<String, Vec<u8>>) -> usize {
+        let count = |(name, bytes): (&String, &Vec<u8>)| match self.format {
+            "json" => bytes.iter().filter(|b| **b == b'\n').count(),
+            _ => read_parquet(&folder.join(name)).iter().map(RecordBatch::num_rows).sum(),
+        };
+        files.iter().map(count).sum()
+    }
+
+    fn run(&self, folder: &Path, crashes: &[Crash]) -> BTreeMap<String, Vec<u8>> {
         let made = self.sink(folder);
         let mut checkpoint: Option<(usize, Checkpoint)> = None;
-        let mut resumes = false;
+        let mut crashed: Option<(Crash, Box<dyn SinkWriter>)> = None;
         for generation in 0..=crashes.len() {
-            let calls = crashes.get(generation).map_or(usize::MAX, |(calls, _)| *calls);
             let author = author(1 + generation as u64);
             made.take_over(&author).unwrap();
+            let resumes = crashed.as_ref().is_some_and(|(crash, _)| crash.resumes);
+            if let Some((crash, mut old)) = crashed.take()
+                && crash.comes_back
+            {
+                let visible = || -> Vec<String> {
+                    names(folder).into_iter().filter(|n| !n.contains(".inprogress")).collect()
+                };
+                let before = visible();
+                // Where a file was open it is refused, and its draft goes with the writer.
+                let _refused = old.finish();
+                assert_eq!(visible(), before);
+            }
             let mut out = made.open(0, Some(&author), Arc::default()).unwrap();
             if !resumes {
                 checkpoint = None;
@@ -409,8 +458,10 @@ impl Story {
             if let Some((_, pieces)) = &checkpoint {
                 out.resume(pieces.restored()).unwrap();
             }
-            self.live(out.as_mut(), (from, generation, calls), &mut checkpoint);
-            resumes = crashes.get(generation).is_some_and(|(_, resumes)| *resumes);
+            let crash = crashes.get(generation);
+            let calls = crash.map_or(usize::MAX, |crash| crash.calls);
+            self.live(out.as_mut(), folder, (from, generation, calls), &mut checkpoint);
+            crashed = crash.map(|crash| (*crash, out));
         }
         put(folder)
     }
@@ -434,10 +485,6 @@ proptest! {
             listing(wild.path())
         );
         let rows: usize = story.epochs.iter().map(|(chunks, _)| chunks.iter().sum::<usize>()).sum();
-        let count = |(name, bytes): (&String, &Vec<u8>)| match story.format {
-            "json" => bytes.iter().filter(|b| **b == b'\n').count(),
-            _ => read_parquet(&wild.path().join(name)).iter().map(RecordBatch::num_rows).sum(),
-        };
-        prop_assert_eq!(found.iter().map(count).sum::<usize>(), rows);
+        prop_assert_eq!(story.count(wild.path(), &found), rows);
     }
 }
