@@ -25,9 +25,10 @@
 //!
 //! # Limits
 //! The same bytes need the same build and the same options: files put after the newest checkpoint
-//! must come out the same. Without a checkpoint all files come again, and those of a bucket are
-//! read back to be compared; those that somebody has removed are put again. A take-over lists the whole target. A checkpoint names, for each open
-//! file, a piece for each checkpoint since it was opened. Markers are in the folder `_weir`.
+//! must come out the same. Without a checkpoint all files come again: those of a bucket are read
+//! back to be compared, those that somebody has removed are put again. A take-over lists the whole
+//! target. A checkpoint names, for each open file, a piece for each checkpoint since it was opened.
+//! Markers are in the folder `_weir`.
 //!
 //! # An existing folder
 //! Without an author files of other runs stay as they are, as in Flink: a script that is run twice

@@ -34,6 +34,9 @@ pub struct Draft {
     pub(super) place: DraftPlace,
 }
 
+/// Asked right before something becomes visible.
+pub(super) type May<'a> = &'a dyn Fn() -> Result<(), ConnectorError>;
+
 pub(super) enum DraftPlace {
     Local(Hidden),
     /// The path for which a put was begun; how that ended may be unknown.
@@ -68,14 +71,29 @@ impl Draft {
     /// What the world answers; for a local disk never `Retry`, because a file whose sync has failed
     /// may be lost in parts.
     pub fn publish(&mut self, store: &Store, path: &str) -> Result<PutOutcome, ConnectorError> {
+        self.publish_if(store, path, &|| Ok(()))
+    }
+
+    /// The same, if `may` says so right before the one step that makes the object visible: after the
+    /// file is synced, or after all its parts are at the server.
+    ///
+    /// # Errors
+    /// Those of [`publish`](Draft::publish), and those of `may`.
+    pub fn publish_if(
+        &mut self,
+        store: &Store,
+        path: &str,
+        may: May<'_>,
+    ) -> Result<PutOutcome, ConnectorError> {
         let name = store.told(path);
         match (&store.place, &mut self.place) {
             (super::Place::Local(folder), DraftPlace::Local(hidden)) => {
                 let target = folder.path(path);
-                hidden.publish(&self.file, &target, PutMode::IfAbsent, &name).map_err(final_one)
+                let put = hidden.publish(&self.file, &target, PutMode::IfAbsent, may, &name);
+                put.map_err(final_one)
             }
             (super::Place::Remote(bucket), DraftPlace::Remote { tried }) => {
-                bucket.publish(path, &mut self.file, self.size, tried, &name)
+                bucket.publish(path, (&mut self.file, self.size), tried, may, &name)
             }
             _ => unreachable!("a draft is published where it was made"),
         }
@@ -197,21 +215,23 @@ pub(super) fn sweep(folder: &Path, label: &str) -> io::Result<()> {
 }
 
 impl Hidden {
-    /// Gives the file its visible name.
+    /// Gives the file its visible name, if it may.
     pub(super) fn publish(
         &self,
         file: &File,
         target: &Path,
         mode: PutMode,
+        may: May<'_>,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
-        self.appear(file, target, mode).map_err(|e| of_disk(&e, "write", name))
+        let fault = |e: io::Error| of_disk(&e, "write", name);
+        let folder = local::folder_of(target);
+        file.sync_all().and_then(|()| local::make_folder(folder)).map_err(fault)?;
+        may()?;
+        self.appear(folder, target, mode).map_err(fault)
     }
 
-    fn appear(&self, file: &File, target: &Path, mode: PutMode) -> io::Result<PutOutcome> {
-        file.sync_all()?;
-        let folder = local::folder_of(target);
-        local::make_folder(folder)?;
+    fn appear(&self, folder: &Path, target: &Path, mode: PutMode) -> io::Result<PutOutcome> {
         match mode {
             PutMode::Replace => fs::rename(&self.path, target)?,
             PutMode::IfAbsent => match self.link(target) {

@@ -131,7 +131,9 @@ impl Folder {
         let mut draft = draft.map_err(fault)?;
         draft.file.write_all(bytes).map_err(fault)?;
         match &draft.place {
-            DraftPlace::Local(hidden) => hidden.publish(&draft.file, &target, mode, name),
+            DraftPlace::Local(hidden) => {
+                hidden.publish(&draft.file, &target, mode, &|| Ok(()), name)
+            }
             DraftPlace::Remote { .. } => unreachable!("a hidden file is on a local disk"),
         }
     }

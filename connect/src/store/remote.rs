@@ -20,6 +20,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 use weir_engine::connector::ConnectorError;
 
+use super::draft::May;
 use super::exclusive::ExclusiveConnector;
 use super::fault::{Doing, of_store};
 use super::{Entry, Kind, PutMode, PutOutcome, StoreOptions};
@@ -195,15 +196,15 @@ impl Bucket {
         }
     }
 
-    /// Makes a staged file of `bytes` bytes the object at `path`, unless one is there. The reply of
-    /// a put can be lost: a name that was free, and after an attempt (`tried`) holds exactly the
+    /// Makes a staged file of `bytes` bytes the object at `path`, unless one is there, if it `may`
+    /// when all but the last request is done. The reply of a put can be lost: a name that was free, and after an attempt (`tried`) holds exactly the
     /// staged bytes, is ours.
     pub(super) fn publish(
         &self,
         path: &str,
-        file: &mut File,
-        bytes: u64,
+        (file, bytes): (&mut File, u64),
         tried: &mut Option<String>,
+        may: May<'_>,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
         let ours = |file: &mut File| -> Result<PutOutcome, ConnectorError> {
@@ -218,9 +219,10 @@ impl Bucket {
         file.seek(SeekFrom::Start(0)).map_err(|e| of_staging(&e))?;
         let outcome = if bytes <= self.single_put_max {
             let whole = staged(file, bytes)?;
+            may()?;
             self.put(path, whole, PutMode::IfAbsent, name)?
         } else {
-            self.upload(path, file, bytes, name)?
+            self.upload(path, (file, bytes), may, name)?
         };
         match outcome {
             // It was free a moment ago: a lost reply, or another run's file.
@@ -229,12 +231,12 @@ impl Bucket {
         }
     }
 
-    /// Uploads in parts what the file still holds; completed only if the name is free.
+    /// Uploads in parts what the file still holds; completed only if it may and the name is free.
     fn upload(
         &self,
         path: &str,
-        file: &mut File,
-        bytes: u64,
+        (file, bytes): (&mut File, u64),
+        may: May<'_>,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
         let place = self.path(path);
@@ -247,6 +249,8 @@ impl Bucket {
             parts.send(staged(file, length)?).map_err(fault)?;
             left -= length;
         }
+        parts.settle(0).map_err(fault)?;
+        may()?;
         match parts.finish() {
             Ok(()) => Ok(PutOutcome::Written),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
@@ -327,8 +331,8 @@ impl Parts {
         Ok(())
     }
 
+    /// Completes it, once all parts are settled.
     fn finish(mut self) -> object_store::Result<()> {
-        self.settle(0)?;
         if let Some(upload) = &mut self.upload {
             runtime().block_on(upload.complete())?;
         }

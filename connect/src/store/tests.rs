@@ -56,6 +56,10 @@ fn check_drafts(store: &Store) {
     assert_eq!(draft.publish(store, "new.json").unwrap(), PutOutcome::AlreadyThere);
     assert_eq!(store.read_all("new.json").unwrap(), &b"new"[..]);
     assert!(!draft.is_at(store, "new.json").unwrap());
+    let no = || Err(ConnectorError::fatal("not now"));
+    let refused = draft.publish_if(store, "parts/big.bin", &no).unwrap_err();
+    assert_eq!(refused.message, "not now");
+    assert!(store.list("parts").unwrap().is_empty());
     assert_eq!(draft.publish(store, "parts/big.bin").unwrap(), PutOutcome::Written);
     assert!(draft.is_at(store, "parts/big.bin").unwrap());
     assert_eq!(draft.read(2_999_999..3_000_002).unwrap(), &[part[2_999_999], 0, 1][..]);

@@ -2,7 +2,7 @@
 //!
 //! # Invariant
 //! `_weir/<job>-<sink>/generation-<20 digits>` stands for a generation that has taken over; the
-//! newest is the one that may put files. A generation looks right before each put.
+//! newest is the one that may put files. A generation looks right before a file becomes visible.
 //!
 //! # Argument
 //! A generation puts its marker, then looks whether a newer one is there: of two that start in the
@@ -12,9 +12,9 @@
 //! again.
 //!
 //! # Limits
-//! Between a look and the end of the put that follows it an older generation may still put a file:
-//! for as long as that put takes, or the process was stopped in that very place. `target.rs` says
-//! what becomes of such a file.
+//! A look comes when the file is synced, or all its parts are at the server, and one step is left:
+//! a link, a put, the completion of an upload. A generation that is stopped between its look and
+//! the end of that step may still put this one file. `target.rs` says what becomes of it.
 
 use weir_connect::store::{PutMode, Store};
 use weir_engine::connector::ConnectorError;

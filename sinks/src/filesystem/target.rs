@@ -145,10 +145,7 @@ impl ShardTarget {
     ) -> Result<PutOutcome, ConnectorError> {
         let store = &self.store;
         // A put that is tried for hours must not succeed for a generation that is gone by then.
-        let put = self.retrying.run(|| {
-            fence.look()?;
-            draft.publish(store, path)
-        })?;
+        let put = self.retrying.run(|| draft.publish_if(store, path, &|| fence.look()))?;
         if put == PutOutcome::AlreadyThere && !self.retrying.run(|| draft.is_at(store, path))? {
             return Err(not_the_same(&store.name(path)));
         }
