@@ -74,8 +74,8 @@ impl Draft {
         self.publish_if(store, path, &|| Ok(()))
     }
 
-    /// The same, if `may` says so right before the one step that makes the object visible: after the
-    /// file is synced, or after all its parts are at the server.
+    /// The same, if `may` says so right before the one step that makes the object visible: after
+    /// the file is synced, or after all its parts are at the server.
     ///
     /// # Errors
     /// Those of [`publish`](Draft::publish), and those of `may`.

@@ -197,8 +197,8 @@ impl Bucket {
     }
 
     /// Makes a staged file of `bytes` bytes the object at `path`, unless one is there, if it `may`
-    /// when all but the last request is done. The reply of a put can be lost: a name that was free, and after an attempt (`tried`) holds exactly the
-    /// staged bytes, is ours.
+    /// when all but the last request is done. The reply of a put can be lost: a name that was free,
+    /// and after an attempt (`tried`) holds exactly the staged bytes, is ours.
     pub(super) fn publish(
         &self,
         path: &str,

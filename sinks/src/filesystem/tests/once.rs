@@ -279,9 +279,53 @@ fn a_checkpoint_gives_what_came_since_the_one_before() {
         let error = fresh().resume(strange).unwrap_err();
         assert_eq!(error.message, "a checkpoint's piece `open-file` is not of an open file");
 
+        let mut newer = checkpoint.restored();
+        let (schema, columns, _) = newer[0].1.rows.clone().into_parts();
+        let text = schema.metadata()["weir.open-file"].replace("\"version\":1", "\"version\":2");
+        let metadata = [("weir.open-file".to_owned(), text)].into();
+        let schema = Arc::new(schema.as_ref().clone().with_metadata(metadata));
+        newer[0].1.rows = RecordBatch::try_new(schema, columns).unwrap();
+        let error = fresh().resume(newer).unwrap_err();
+        assert_eq!(error.message, "a checkpoint has an open file in version 2; this build reads 1");
+
         let mut again = fresh();
         again.resume(checkpoint.restored()).unwrap();
         assert_eq!(again.flush().unwrap(), 0, "the oldest open file is of epoch 1");
+    }
+}
+
+/// Rows on disk and in memory, and the age of the file, are taken up where they were.
+#[test]
+fn what_a_checkpoint_has_goes_on_as_if_nothing_had_happened() {
+    let run = |kept_bytes_max: usize, dies: bool| {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = table(folder.path(), &[("sink.rolling-policy.rollover-interval", "2 s")]);
+        let mut made = made(&spec, &[]).unwrap();
+        made.kept_bytes_max = kept_bytes_max;
+        made.take_over(&author(1)).unwrap();
+        let open = || made.open(0, Some(&author(1)), Arc::default()).unwrap();
+        let mut out = open();
+        out.write(1, rows(0, 50), None).unwrap();
+        out.write(1, rows(50, 50), None).unwrap();
+        out.write(1, rows(100, 1), None).unwrap();
+        assert_eq!(end(out.as_mut(), 1), 0);
+        if dies {
+            let mut checkpoint = Checkpoint::default();
+            checkpoint.save(out.as_mut());
+            out.write(2, rows(7, 1), None).unwrap();
+            out = open();
+            out.resume(checkpoint.restored()).unwrap();
+        }
+        out.write(2, rows(101, 1), None).unwrap();
+        assert_eq!(end(out.as_mut(), 2), 0);
+        assert_eq!(end(out.as_mut(), 3), 3, "two seconds after the end of its first epoch");
+        drop(out);
+        put(folder.path())
+    };
+    let expected = run(32 << 20, false);
+    assert_eq!(expected.len(), 1);
+    for kept_bytes_max in [0, 1_000, 32 << 20] {
+        assert!(run(kept_bytes_max, true) == expected, "{kept_bytes_max} bytes in memory");
     }
 }
 
@@ -313,7 +357,7 @@ struct Crash {
 fn stories() -> impl Strategy<Value = Story> {
     let epoch =
         (prop::collection::vec(prop_oneof![0usize..40, 3_000..9_000usize], 0..3), 0..900i64);
-    let crash = (0usize..30, any::<bool>(), any::<bool>());
+    let crash = (0usize..30, prop::bool::weighted(0.75), any::<bool>());
     let crash = crash.prop_map(|(calls, resumes, comes_back)| Crash { calls, resumes, comes_back });
     let limits = (
         prop::sample::select(vec!["300 b", "40 kb", "100 mb"]),
@@ -324,7 +368,7 @@ fn stories() -> impl Strategy<Value = Story> {
     (
         (prop::sample::select(vec!["json", "parquet"]), any::<bool>(), limits),
         prop::collection::vec(epoch, 1..8),
-        prop::collection::vec(any::<bool>(), 8),
+        prop::collection::vec(prop::bool::weighted(0.7), 8),
         prop::collection::vec(crash, 0..4),
     )
         .prop_map(
@@ -468,7 +512,7 @@ impl Story {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Crashes anywhere, from the beginning or from a checkpoint: the files of an undisturbed run.
     #[test]
