@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::{Arc, Barrier};
 use weir_connect::options::Secret;
 use weir_connect::store::{Entry, Kind, PutMode, PutOutcome, Store, StoreOptions};
-use weir_engine::connector::Remedy;
+use weir_engine::connector::{ConnectorError, Remedy};
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: cargo xtask services up"))
@@ -63,7 +63,11 @@ fn a_file_in_parts_is_seen_at_its_end() {
         draft.write_all(&part).unwrap();
     }
     assert_eq!(store.list("").unwrap(), []);
+    let no = || Err(ConnectorError::fatal("not now"));
+    assert_eq!(draft.publish_if(&store, "big.bin", &no).unwrap_err().message, "not now");
+    assert_eq!(store.list("").unwrap(), []);
     assert_eq!(draft.publish(&store, "big.bin").unwrap(), PutOutcome::Written);
+    assert!(draft.is_at(&store, "big.bin").unwrap());
     assert!(store.read_all("big.bin").unwrap() == part.repeat(5));
     let again = draft.publish(&store, "big.bin").unwrap();
     assert_eq!(again, PutOutcome::Written, "its own bytes, as after a reply that was lost");

@@ -6,18 +6,36 @@
 //!   is synced; for a bucket it is staged on the local disk and put in one piece or as a multipart
 //!   upload (`weir_connect::store`). Staging needs disk for the open files, `file-size` times
 //!   partitions and shards, in the system's temporary folder.
-//! - Its name is `part-<shard>-<first epoch>`, its bytes are a function of its rows and the epochs
-//!   alone: JSON has a form for each row, Parquet is fed in slices of a fixed number of rows
-//!   counted from the file's first, whatever batches the rows came in.
+//! - Its bytes are a function of its rows in their order alone: JSON has a form for each row,
+//!   Parquet is fed in slices of a fixed number of rows counted from the file's first, whatever
+//!   batches the rows came in. Its name holds its first epoch.
 //! - A file closes at the first epoch at which its bytes, or its age in recorded time, reach the
-//!   limit; with `sink.open-files-max` files open, those that were open longest close too.
+//!   limit; with `sink.open-files-max` files open, those that were open longest close too. So which
+//!   rows a file has is a function of the cuts.
+//!
+//! # Each row once
+//! For a job that lasts (an [`Author`] is given) a row is in exactly one file, through any crash:
+//! - A file's name is made of job, sink, shard and first epoch (`target.rs`). Rows that come again
+//!   make the same file, and find it there: it is compared, byte by byte, and is done. Other bytes
+//!   end the job as not deterministic, and nothing is written over.
+//! - An epoch is committed once all its rows are in files that are there. What was open when the
+//!   job stopped is not put; it comes again, or is in a checkpoint (`kept.rs`).
+//! - A generation that is still alive when the next has taken over is refused at its next put
+//!   (`generation.rs`; what remains in between is told there and in `target.rs`).
+//!
+//! # Limits
+//! The same bytes need the same build and the same options: files put after the newest checkpoint
+//! must come out the same. Without a checkpoint all files come again: those of a bucket are read
+//! back to be compared, those that somebody has removed are put again. A take-over lists the whole
+//! target. A checkpoint names, for each open file, a piece for each checkpoint since it was opened.
+//! Markers are in the folder `_weir`.
 //!
 //! # An existing folder
-//! Files of other runs stay as they are, as in Flink: a script that is run twice leaves the rows
-//! twice. Live epochs are times, so names differ; a replay counts its epochs from 1, and where its
-//! name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten, provided that the store
-//! knows conditional puts. What a crashed run left in progress is removed when the shard opens
-//! again; a run that is still alive holds locks on its own.
+//! Without an author files of other runs stay as they are, as in Flink: a script that is run twice
+//! leaves the rows twice. Live epochs are times, so names differ; a replay counts its epochs from
+//! 1, and where its name is taken it adds `-r1`, `-r2` and so on. Nothing is overwritten, provided
+//! that the store knows conditional puts. What a crashed run left in progress is removed when the
+//! shard opens again; a run that is still alive holds locks on its own.
 //!
 //! # Partitions
 //! `PARTITIONED BY (a, b)` gives folders `a=x/b=y`, escaped as Flink and Hive do, with the columns
@@ -31,6 +49,7 @@ use weir_connect::json::{JsonOptions, TimestampStandard};
 use weir_connect::options::{Size, bad_table, bad_value};
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 use weir_engine::sink::{Author, Sink, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
 
 use encode::Encoding;
 use partition::Layout;
@@ -38,12 +57,17 @@ use target::Target;
 use writer::{Rolling, ShardWriter};
 
 mod encode;
+mod generation;
+mod kept;
 mod partition;
 mod target;
 mod writer;
 
 #[cfg(test)]
 mod tests;
+
+/// Bytes of rows that wait in a shard's memory for a checkpoint; more wait on disk.
+const KEPT_BYTES_MAX: usize = 32 << 20;
 
 weir_connect::choices! {
     /// How rows are written.
@@ -115,6 +139,10 @@ pub fn options() -> Vec<OptionDoc> {
 /// # Errors
 /// Everything that is wrong with the options or the columns.
 pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<OptionError>> {
+    made(table, also).map(|sink| -> Box<dyn Sink> { Box::new(sink) })
+}
+
+fn made(table: &TableSpec, also: &[OptionDoc]) -> Result<FilesystemSink, Vec<OptionError>> {
     let known: Vec<OptionDoc> = also.iter().cloned().chain(target::options()).collect();
     let options = FilesystemSinkOptions::read(table, &known)?;
     let mut errors = Vec::new();
@@ -130,7 +158,7 @@ pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<
         .map_err(|what| errors.push(bad_value(table, "format", &format!("cannot hold {what}"))))
         .ok();
     match (target, encoding) {
-        (Some(target), Some(encoding)) if errors.is_empty() => Ok(Box::new(FilesystemSink {
+        (Some(target), Some(encoding)) if errors.is_empty() => Ok(FilesystemSink {
             target,
             layout,
             encoding,
@@ -139,8 +167,9 @@ pub fn sink(table: &TableSpec, also: &[OptionDoc]) -> Result<Box<dyn Sink>, Vec<
                 age_max: i64::try_from(options.rollover.as_millis()).unwrap_or(i64::MAX),
                 files_max: options.open_files_max.get() as usize,
             },
+            kept_bytes_max: KEPT_BYTES_MAX,
             shards: options.shards.get(),
-        })),
+        }),
         _ => Err(errors),
     }
 }
@@ -160,6 +189,7 @@ struct FilesystemSink {
     layout: Layout,
     encoding: Encoding,
     rolling: Rolling,
+    kept_bytes_max: usize,
     shards: u32,
 }
 
@@ -172,15 +202,21 @@ impl Sink for FilesystemSink {
         false
     }
 
+    fn take_over(&self, author: &Author) -> Result<Option<Epoch>, ConnectorError> {
+        self.target.take_over(author)
+    }
+
     fn open(
         &self,
         shard: u32,
-        _: Option<&Author>,
+        author: Option<&Author>,
         report: Arc<SinkReport>,
     ) -> Result<Box<dyn SinkWriter>, ConnectorError> {
-        let files = self.target.open(shard, report.clone())?;
-        let (layout, encoding) = (self.layout.clone(), self.encoding.clone());
-        Ok(Box::new(ShardWriter::over(shard, files, layout, encoding, self.rolling, report)))
+        let files = self.target.open(shard, author, report.clone())?;
+        let (layout, encoding, rolling) =
+            (self.layout.clone(), self.encoding.clone(), self.rolling);
+        let kept = author.map(|_| self.kept_bytes_max);
+        Ok(Box::new(ShardWriter::over(files, layout, encoding, rolling, kept, report)))
     }
 
     fn probe(&self) -> Result<(), ConnectorError> {
@@ -188,8 +224,10 @@ impl Sink for FilesystemSink {
     }
 
     fn guarantee(&self) -> String {
-        "whole files, put once under names made of shard and first epoch; a run adds files and \
-         never overwrites; without a checkpoint, a restarted job may write rows again"
+        "whole files, put once; with `weir run --state` each row is in one file, exactly once, \
+         whose name and bytes follow from the epochs in it, and a file that is there with other \
+         bytes ends the job; without, a run adds files under names made of shard and first epoch, \
+         never overwrites, and a restarted job may write rows again"
             .to_owned()
     }
 }

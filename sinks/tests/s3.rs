@@ -5,8 +5,9 @@ use arrow::array::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_connect::store::{Store, StoreOptions};
-use weir_engine::connector::{ColumnSpec, TableSpec};
-use weir_engine::sink::{ShardEnd, Sink, SinkReport};
+use weir_engine::connector::{ColumnSpec, Remedy, TableSpec};
+use weir_engine::sink::{Author, ShardEnd, Sink, SinkReport, SinkWriter};
+use weir_engine::state::{PieceId, Pieces, Restored, StatePart};
 
 fn env(name: &str) -> String {
     std::env::var(name)
@@ -127,6 +128,114 @@ fn a_large_file_goes_up_in_parts_with_the_bytes_of_a_local_one() {
     out.finish().unwrap();
     let here = std::fs::read(folder.path().join(&entries[0].path)).unwrap();
     assert!(here == there, "{} bytes here, {} there", here.len(), there.len());
+}
+
+/// The next generation of a job that lasts, on shard 0.
+fn lasting(spec: &TableSpec, generation: u64) -> Box<dyn SinkWriter> {
+    let (sink, author) = (made(spec), Author::of("theft-7", generation, 0, "archive"));
+    sink.take_over(&author).unwrap();
+    sink.open(0, Some(&author), Arc::new(SinkReport::default())).unwrap()
+}
+
+/// What is there, but for the markers of generations.
+fn there(spec: &TableSpec) -> Vec<(String, Vec<u8>)> {
+    let store = store(spec);
+    let entries = store.list("").unwrap().into_iter().filter(|e| !e.path.starts_with("_weir/"));
+    entries.map(|e| (e.path.clone(), store.read_all(&e.path).unwrap().to_vec())).collect()
+}
+
+/// A checkpoint's pieces.
+#[derive(Default)]
+struct Saved(Vec<Restored>);
+
+impl Pieces for Saved {
+    fn same(&mut self, piece: PieceId) {
+        assert!(self.0.iter().any(|(id, _)| *id == piece));
+    }
+
+    fn put(&mut self, part: StatePart) -> PieceId {
+        let id = PieceId(self.0.len() as u64);
+        self.0.push((id, part));
+        id
+    }
+}
+
+#[test]
+fn a_job_that_comes_again_finds_its_files_large_and_small() {
+    let mut spec = spec("once", "parquet");
+    spec.options.insert("parquet.compression".into(), "none".into());
+    spec.options.insert("sink.rolling-policy.file-size".into(), "9 mb".into());
+    let write = |out: &mut dyn SinkWriter, epochs: std::ops::Range<i64>| {
+        for epoch in epochs {
+            out.write(1 + epoch as u64, rows(epoch * 50_000, 50_000), None).unwrap();
+            out.end_epoch(ShardEnd::at(1 + epoch as u64, epoch)).unwrap();
+        }
+    };
+    let mut calm = lasting(&spec, 1);
+    write(calm.as_mut(), 0..8);
+    calm.finish().unwrap();
+    let expected = there(&spec);
+    let sizes: Vec<usize> = expected.iter().map(|(_, bytes)| bytes.len()).collect();
+    assert!(sizes.len() == 2 && sizes[0] > 9 << 20 && sizes[1] < 8 << 20, "{sizes:?}");
+
+    // From the beginning, over what is there.
+    let mut again = lasting(&spec, 2);
+    write(again.as_mut(), 0..8);
+    again.finish().unwrap();
+    assert!(there(&spec) == expected);
+
+    // From a checkpoint in the first file, where nothing is there.
+    for (path, _) in &expected {
+        store(&spec).delete(path).unwrap();
+    }
+    let mut saved = Saved::default();
+    let mut dies = lasting(&spec, 3);
+    write(dies.as_mut(), 0..3);
+    dies.save(&mut saved).unwrap();
+    write(dies.as_mut(), 3..4);
+    drop(dies);
+    assert!(there(&spec).is_empty());
+    let mut resumed = lasting(&spec, 4);
+    resumed.resume(saved.0).unwrap();
+    write(resumed.as_mut(), 3..8);
+    resumed.finish().unwrap();
+    assert!(there(&spec) == expected);
+
+    // Other rows, in a file as large.
+    let mut other = lasting(&spec, 5);
+    other.write(1, rows(1, 50_000), None).unwrap();
+    let mut fails = || -> Result<(), weir_engine::connector::ConnectorError> {
+        for epoch in 1..8 {
+            other.write(1 + epoch as u64, rows(epoch * 50_000, 50_000), None)?;
+            other.end_epoch(ShardEnd::at(1 + epoch as u64, epoch))?;
+        }
+        Ok(())
+    };
+    let error = fails().unwrap_err();
+    assert_eq!(error.remedy, Remedy::Fatal);
+    assert!(error.message.starts_with("not deterministic: s3://"), "{error}");
+    assert!(error.message.contains(&expected[0].0), "{error}");
+    drop(other);
+    assert!(there(&spec) == expected);
+}
+
+#[test]
+fn an_older_generation_is_shut_out_of_the_bucket() {
+    let spec = spec("fenced", "json");
+    let mut old = lasting(&spec, 1);
+    old.write(1, rows(0, 1), None).unwrap();
+    old.finish().unwrap();
+    old.write(2, rows(1, 1), None).unwrap();
+    let author = Author::of("theft-7", 2, 0, "archive");
+    assert_eq!(made(&spec).take_over(&author).unwrap(), Some(1));
+    let error = old.finish().unwrap_err();
+    assert_eq!(error.remedy, Remedy::Fatal);
+    let place = spec.option("path").unwrap();
+    assert_eq!(error.message, format!("generation 2 of job theft-7 has taken over {place}"));
+    assert_eq!(there(&spec).len(), 1);
+    let markers = store(&spec).list("_weir").unwrap();
+    assert_eq!(markers.len(), 1, "{markers:?}");
+    assert!(markers[0].path.ends_with("/generation-00000000000000000002"), "{markers:?}");
 }
 
 #[test]

@@ -10,8 +10,10 @@
 //! that fails half-way is begun again from it, so memory is bounded by the parts under way and no
 //! failure of the server loses a byte.
 
+use bytes::Bytes;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use weir_engine::connector::{ConnectorError, Remedy};
@@ -31,6 +33,9 @@ pub struct Draft {
     pub(super) name: String,
     pub(super) place: DraftPlace,
 }
+
+/// Asked right before something becomes visible.
+pub(super) type May<'a> = &'a dyn Fn() -> Result<(), ConnectorError>;
 
 pub(super) enum DraftPlace {
     Local(Hidden),
@@ -66,17 +71,59 @@ impl Draft {
     /// What the world answers; for a local disk never `Retry`, because a file whose sync has failed
     /// may be lost in parts.
     pub fn publish(&mut self, store: &Store, path: &str) -> Result<PutOutcome, ConnectorError> {
+        self.publish_if(store, path, &|| Ok(()))
+    }
+
+    /// The same, if `may` says so right before the one step that makes the object visible: after
+    /// the file is synced, or after all its parts are at the server.
+    ///
+    /// # Errors
+    /// Those of [`publish`](Draft::publish), and those of `may`.
+    pub fn publish_if(
+        &mut self,
+        store: &Store,
+        path: &str,
+        may: May<'_>,
+    ) -> Result<PutOutcome, ConnectorError> {
         let name = store.told(path);
         match (&store.place, &mut self.place) {
             (super::Place::Local(folder), DraftPlace::Local(hidden)) => {
                 let target = folder.path(path);
-                hidden.publish(&self.file, &target, PutMode::IfAbsent, &name).map_err(final_one)
+                let put = hidden.publish(&self.file, &target, PutMode::IfAbsent, may, &name);
+                put.map_err(final_one)
             }
             (super::Place::Remote(bucket), DraftPlace::Remote { tried }) => {
-                bucket.publish(path, &mut self.file, self.size, tried, &name)
+                bucket.publish(path, (&mut self.file, self.size), tried, may, &name)
             }
             _ => unreachable!("a draft is published where it was made"),
         }
+    }
+
+    /// Whether the object at `path` of the store holds exactly what was written here. Where it
+    /// does, it is as durable as if it had just been published.
+    ///
+    /// # Errors
+    /// There is no object at `path`; what the world answers.
+    pub fn is_at(&mut self, store: &Store, path: &str) -> Result<bool, ConnectorError> {
+        let name = store.told(path);
+        match &store.place {
+            super::Place::Local(folder) => {
+                folder.holds(path, &self.file, self.size, &name).map_err(final_one)
+            }
+            super::Place::Remote(bucket) => bucket.same(path, &mut self.file, self.size, &name),
+        }
+    }
+
+    /// Bytes `range` of what was written so far.
+    ///
+    /// # Errors
+    /// What the disk answers; `Fatal` where not so much was written.
+    pub fn read(&self, range: Range<u64>) -> Result<Bytes, ConnectorError> {
+        let name = match &self.place {
+            DraftPlace::Local(_) => self.name.clone(),
+            DraftPlace::Remote { .. } => remote::staging(),
+        };
+        local::read_at(&self.file, range, &name)
     }
 }
 
@@ -113,7 +160,7 @@ fn final_one(mut error: ConnectorError) -> ConnectorError {
 pub(super) fn hidden(folder: &Path, label: &str, name: &str) -> io::Result<Draft> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
+    options.read(true).write(true).create_new(true);
     for _ in 0..NAMES_MAX {
         // Another run may have the same number of process, in a container of its own.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -168,21 +215,23 @@ pub(super) fn sweep(folder: &Path, label: &str) -> io::Result<()> {
 }
 
 impl Hidden {
-    /// Gives the file its visible name.
+    /// Gives the file its visible name, if it may.
     pub(super) fn publish(
         &self,
         file: &File,
         target: &Path,
         mode: PutMode,
+        may: May<'_>,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
-        self.appear(file, target, mode).map_err(|e| of_disk(&e, "write", name))
+        let fault = |e: io::Error| of_disk(&e, "write", name);
+        let folder = local::folder_of(target);
+        file.sync_all().and_then(|()| local::make_folder(folder)).map_err(fault)?;
+        may()?;
+        self.appear(folder, target, mode).map_err(fault)
     }
 
-    fn appear(&self, file: &File, target: &Path, mode: PutMode) -> io::Result<PutOutcome> {
-        file.sync_all()?;
-        let folder = local::folder_of(target);
-        local::make_folder(folder)?;
+    fn appear(&self, folder: &Path, target: &Path, mode: PutMode) -> io::Result<PutOutcome> {
         match mode {
             PutMode::Replace => fs::rename(&self.path, target)?,
             PutMode::IfAbsent => match self.link(target) {

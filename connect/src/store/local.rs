@@ -16,6 +16,9 @@ use super::fault::of_disk;
 use super::{Entry, Kind, PutMode, PutOutcome};
 use crate::options::did_you_mean;
 
+/// What of two files is compared at a time.
+const COMPARED_BYTES: u64 = 1 << 20;
+
 /// A local folder, or a single file.
 #[derive(Clone)]
 pub(super) struct Folder(PathBuf);
@@ -74,6 +77,35 @@ impl Folder {
         })
     }
 
+    /// Whether a file that is there holds the first `size` bytes of `file` and no more; then it is
+    /// synced with its folder, because whoever put it may have died before that.
+    pub(super) fn holds(
+        &self,
+        path: &str,
+        file: &File,
+        size: u64,
+        name: &str,
+    ) -> Result<bool, ConnectorError> {
+        let (there, other) = self.open_file(path, name)?;
+        if there != size {
+            return Ok(false);
+        }
+        let mut at = 0;
+        while at < size {
+            let end = size.min(at + COMPARED_BYTES);
+            if read_at(file, at..end, name)? != read_at(&other, at..end, name)? {
+                return Ok(false);
+            }
+            at = end;
+        }
+        let synced = other.sync_all().and_then(|()| {
+            let full = self.path(path);
+            File::open(folder_of(&full))?.sync_all()
+        });
+        synced.map_err(|e| of_disk(&e, "write", name))?;
+        Ok(true)
+    }
+
     pub(super) fn delete(&self, path: &str, name: &str) -> Result<(), ConnectorError> {
         match fs::remove_file(self.path(path)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(of_disk(&e, "delete", name)),
@@ -99,7 +131,9 @@ impl Folder {
         let mut draft = draft.map_err(fault)?;
         draft.file.write_all(bytes).map_err(fault)?;
         match &draft.place {
-            DraftPlace::Local(hidden) => hidden.publish(&draft.file, &target, mode, name),
+            DraftPlace::Local(hidden) => {
+                hidden.publish(&draft.file, &target, mode, &|| Ok(()), name)
+            }
             DraftPlace::Remote { .. } => unreachable!("a hidden file is on a local disk"),
         }
     }

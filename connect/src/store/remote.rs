@@ -20,6 +20,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 use weir_engine::connector::ConnectorError;
 
+use super::draft::May;
 use super::exclusive::ExclusiveConnector;
 use super::fault::{Doing, of_store};
 use super::{Entry, Kind, PutMode, PutOutcome, StoreOptions};
@@ -32,7 +33,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 const PART_BYTES: u64 = 8 << 20;
 const PARTS_IN_FLIGHT: usize = 2;
 /// What of two files is compared at a time.
-const COMPARED_BYTES: u64 = 1 << 20;
+const COMPARED_BYTES: u64 = 8 << 20;
 
 /// The process's runtime for network traffic: one thread that does nothing else.
 fn runtime() -> &'static Handle {
@@ -195,15 +196,15 @@ impl Bucket {
         }
     }
 
-    /// Makes a staged file of `bytes` bytes the object at `path`, unless one is there. The reply of
-    /// a put can be lost: a name that was free, and after an attempt (`tried`) holds exactly the
-    /// staged bytes, is ours.
+    /// Makes a staged file of `bytes` bytes the object at `path`, unless one is there, if it `may`
+    /// when all but the last request is done. The reply of a put can be lost: a name that was free,
+    /// and after an attempt (`tried`) holds exactly the staged bytes, is ours.
     pub(super) fn publish(
         &self,
         path: &str,
-        file: &mut File,
-        bytes: u64,
+        (file, bytes): (&mut File, u64),
         tried: &mut Option<String>,
+        may: May<'_>,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
         let ours = |file: &mut File| -> Result<PutOutcome, ConnectorError> {
@@ -218,9 +219,10 @@ impl Bucket {
         file.seek(SeekFrom::Start(0)).map_err(|e| of_staging(&e))?;
         let outcome = if bytes <= self.single_put_max {
             let whole = staged(file, bytes)?;
+            may()?;
             self.put(path, whole, PutMode::IfAbsent, name)?
         } else {
-            self.upload(path, file, bytes, name)?
+            self.upload(path, (file, bytes), may, name)?
         };
         match outcome {
             // It was free a moment ago: a lost reply, or another run's file.
@@ -229,12 +231,12 @@ impl Bucket {
         }
     }
 
-    /// Uploads in parts what the file still holds; completed only if the name is free.
+    /// Uploads in parts what the file still holds; completed only if it may and the name is free.
     fn upload(
         &self,
         path: &str,
-        file: &mut File,
-        bytes: u64,
+        (file, bytes): (&mut File, u64),
+        may: May<'_>,
         name: &str,
     ) -> Result<PutOutcome, ConnectorError> {
         let place = self.path(path);
@@ -247,6 +249,8 @@ impl Bucket {
             parts.send(staged(file, length)?).map_err(fault)?;
             left -= length;
         }
+        parts.settle(0).map_err(fault)?;
+        may()?;
         match parts.finish() {
             Ok(()) => Ok(PutOutcome::Written),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
@@ -256,8 +260,9 @@ impl Bucket {
         }
     }
 
-    /// Whether the object holds exactly the staged bytes.
-    fn same(
+    /// Whether the object holds exactly the staged bytes. It is read back: that says more than a
+    /// checksum kept beside it, and is asked only of names that were taken.
+    pub(super) fn same(
         &self,
         path: &str,
         file: &mut File,
@@ -289,9 +294,13 @@ fn staged(file: &mut File, length: u64) -> Result<Bytes, ConnectorError> {
 
 /// A failure of the disk on which uploads are staged.
 pub(super) fn of_staging(error: &io::Error) -> ConnectorError {
-    let folder = std::env::temp_dir();
-    let message = format!("cannot stage a file in {}: {error}", folder.display());
+    let message = format!("cannot stage a file in {}: {error}", staging());
     ConnectorError::fatal(message).hint("TMPDIR names another folder")
+}
+
+/// Where uploads are staged, for messages.
+pub(super) fn staging() -> String {
+    std::env::temp_dir().display().to_string()
 }
 
 /// An upload in parts, in progress.
@@ -322,8 +331,8 @@ impl Parts {
         Ok(())
     }
 
+    /// Completes it, once all parts are settled.
     fn finish(mut self) -> object_store::Result<()> {
-        self.settle(0)?;
         if let Some(upload) = &mut self.upload {
             runtime().block_on(upload.complete())?;
         }

@@ -12,6 +12,8 @@ use std::path::Path;
 use weir_engine::connector::ColumnSpec;
 use weir_engine::sink::ShardEnd;
 
+mod once;
+
 fn table(folder: &Path, more: &[(&str, &str)]) -> TableSpec {
     let column = |name: &str, data_type| ColumnSpec {
         name: name.into(),
