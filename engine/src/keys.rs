@@ -31,7 +31,9 @@ const SEED: u64 = 0x7765_6972;
 pub struct KeyGroup(pub u8);
 
 /// A run of key groups, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct KeyGroups {
     /// The first.
     pub first: u8,
@@ -46,6 +48,13 @@ impl KeyGroups {
     /// Just one.
     pub fn one(group: KeyGroup) -> KeyGroups {
         KeyGroups { first: group.0, last: group.0 }
+    }
+
+    /// The groups that are in both, if there are any.
+    pub fn and(self, other: KeyGroups) -> Option<KeyGroups> {
+        let both =
+            KeyGroups { first: self.first.max(other.first), last: self.last.min(other.last) };
+        self.meets(other).then_some(both)
     }
 
     /// Whether some group is in both.

@@ -17,6 +17,23 @@ use crate::keys::KeyGroups;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PieceId(pub u64);
 
+/// A piece, and the key groups for which it counts: with other workers than wrote it, these may be
+/// fewer than it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PieceRef {
+    /// Its number.
+    pub id: PieceId,
+    /// The key groups of which it says something.
+    pub key_groups: KeyGroups,
+}
+
+impl PieceRef {
+    /// A piece for all key groups.
+    pub fn all(id: u64) -> PieceRef {
+        PieceRef { id: PieceId(id), key_groups: KeyGroups::ALL }
+    }
+}
+
 /// One piece of state.
 #[derive(Clone, Debug)]
 pub struct StatePart {
@@ -32,11 +49,11 @@ pub struct StatePart {
 /// Where the pieces of a checkpoint go.
 pub trait Pieces {
     /// Names a piece that was given before, by this owner or by the one that it was restored from.
-    fn same(&mut self, piece: PieceId);
+    fn same(&mut self, piece: PieceRef);
 
     /// Gives a piece. It is written later, by another thread; the number names it from now on.
-    fn put(&mut self, part: StatePart) -> PieceId;
+    fn put(&mut self, part: StatePart) -> PieceRef;
 }
 
-/// A piece as it is restored.
-pub type Restored = (PieceId, StatePart);
+/// A piece as it is restored. Rows of other key groups than its own may be in it, and do not count.
+pub type Restored = (PieceRef, StatePart);

@@ -39,6 +39,7 @@ use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimeUnit, TimestampMillis
 use std::sync::Arc;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
 use weir_engine::rows::Delta;
+use weir_engine::state::{Pieces, Restored};
 use weir_engine::time::{MARK_END, MARK_NONE, Millis};
 
 use crate::aggregates::{Accumulators, AggregateCall, AggregateFunction, Arguments, KeyInterner};
@@ -427,10 +428,18 @@ impl Operator for WindowAggregate {
     }
 
     fn snapshot(&self) -> Result<Vec<StatePart>, OperatorError> {
-        self.save()
+        self.whole()
     }
 
     fn restore(&mut self, parts: Vec<StatePart>) -> Result<(), OperatorError> {
-        self.load(parts)
+        self.load(parts.into_iter().map(|part| (None, part)).collect())
+    }
+
+    fn save(&mut self, pieces: &mut dyn Pieces) -> Result<(), OperatorError> {
+        self.save_changes(pieces)
+    }
+
+    fn resume(&mut self, pieces: Vec<Restored>) -> Result<(), OperatorError> {
+        self.load(pieces.into_iter().map(|(piece, part)| (Some(piece), part)).collect())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weir_connect::store::{Store, StoreOptions};
 use weir_engine::connector::{ColumnSpec, Remedy, TableSpec};
 use weir_engine::sink::{Author, ShardEnd, Sink, SinkReport, SinkWriter};
-use weir_engine::state::{PieceId, Pieces, Restored, StatePart};
+use weir_engine::state::{PieceRef, Pieces, Restored, StatePart};
 
 fn env(name: &str) -> String {
     std::env::var(name)
@@ -149,12 +149,12 @@ fn there(spec: &TableSpec) -> Vec<(String, Vec<u8>)> {
 struct Saved(Vec<Restored>);
 
 impl Pieces for Saved {
-    fn same(&mut self, piece: PieceId) {
+    fn same(&mut self, piece: PieceRef) {
         assert!(self.0.iter().any(|(id, _)| *id == piece));
     }
 
-    fn put(&mut self, part: StatePart) -> PieceId {
-        let id = PieceId(self.0.len() as u64);
+    fn put(&mut self, part: StatePart) -> PieceRef {
+        let id = PieceRef::all(self.0.len() as u64);
         self.0.push((id, part));
         id
     }

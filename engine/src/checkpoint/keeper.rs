@@ -15,7 +15,7 @@ use crate::cut::{CutSnapshot, SplitFacts};
 use crate::cutlog::CutMemory;
 use crate::journal::crc32c;
 use crate::keys::KeyGroups;
-use crate::state::{PieceId, Pieces, StatePart};
+use crate::state::{PieceId, PieceRef, Pieces, StatePart};
 use crate::store::{JobStore, seal};
 use crate::time::{Epoch, Millis};
 
@@ -52,7 +52,7 @@ pub struct Retained {
 }
 
 enum Given {
-    Same(PieceId, KeyGroups),
+    Same(PieceRef),
     New(PieceId, StatePart),
 }
 
@@ -73,14 +73,17 @@ impl Collector {
 }
 
 impl Pieces for Collector {
-    fn same(&mut self, piece: PieceId) {
-        self.given.push(Given::Same(piece, self.key_groups));
+    fn same(&mut self, piece: PieceRef) {
+        if let Some(key_groups) = piece.key_groups.and(self.key_groups) {
+            self.given.push(Given::Same(PieceRef { key_groups, ..piece }));
+        }
     }
 
-    fn put(&mut self, part: StatePart) -> PieceId {
+    fn put(&mut self, part: StatePart) -> PieceRef {
         let id = PieceId(self.next.fetch_add(1, Ordering::Relaxed));
-        self.given.push(Given::New(id, part));
-        id
+        let key_groups = part.key_groups.and(self.key_groups).unwrap_or(part.key_groups);
+        self.given.push(Given::New(id, StatePart { key_groups, ..part }));
+        PieceRef { id, key_groups }
     }
 }
 
@@ -380,10 +383,12 @@ impl Writer {
                     Given::New(id, part) => files
                         .add(id, &owner, &part)
                         .map_err(|e| ConnectorError::fatal(format!("a piece of state: {e}")))?,
-                    Given::Same(id, key_groups) => match self.known.get(&id) {
-                        Some(known) => PieceRecord { key_groups, ..known.clone() },
+                    Given::Same(piece) => match self.known.get(&piece.id) {
+                        Some(known) => {
+                            PieceRecord { key_groups: piece.key_groups, ..known.clone() }
+                        }
                         None => {
-                            let message = format!("piece {} was never written", id.0);
+                            let message = format!("piece {} was never written", piece.id.0);
                             return Err(ConnectorError::fatal(message));
                         }
                     },

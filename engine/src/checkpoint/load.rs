@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{FORMAT, Manifest, Name, Owner, PieceRecord, in_force};
 use crate::connector::ConnectorError;
 use crate::journal::crc32c;
-use crate::state::{Restored, StatePart};
+use crate::state::{PieceRef, Restored, StatePart};
 use crate::store::JobStore;
 
 /// A checkpoint that was read whole.
@@ -73,7 +73,9 @@ fn load(store: &JobStore, name: Name) -> Result<Result<Loaded, String>, Connecto
         for piece in manifest.pieces.iter().filter(|piece| piece.file == *file) {
             match read(piece, &bytes) {
                 Ok(part) => {
-                    pieces.entry(piece.owner.clone()).or_default().push((piece.id, part));
+                    let (id, key_groups) = (piece.id, piece.key_groups);
+                    let named = PieceRef { id, key_groups };
+                    pieces.entry(piece.owner.clone()).or_default().push((named, part));
                 }
                 Err(reason) => {
                     let (id, offset) = (piece.id.0, piece.offset);

@@ -28,6 +28,7 @@ use crate::job::{JobControl, OperatorCounters};
 use crate::keys::{KeyGroups, KeyHasher, owned};
 use crate::operator::{EpochEnd, OperatorError, Output};
 use crate::rows::Delta;
+use crate::state::{PieceRef, Restored, StatePart};
 use crate::time::{Epoch, Millis};
 
 /// Gives the watermarks of an operator's inputs from those of the sources.
@@ -79,8 +80,12 @@ fn resume(
 ) -> Result<(), OperatorError> {
     let (Some(loaded), Some(number)) = (control.restored(), number) else { return Ok(()) };
     let pieces = loaded.pieces.get(&Owner::Operator(number));
-    let pieces = pieces.into_iter().flatten().filter(|(_, part)| part.key_groups.meets(mine));
-    core.borrow_mut().resume(pieces.cloned().collect())
+    let restricted = |(piece, part): &Restored| {
+        let key_groups = part.key_groups.and(mine)?;
+        let part = StatePart { key_groups, ..part.clone() };
+        Some((PieceRef { key_groups, ..*piece }, part))
+    };
+    core.borrow_mut().resume(pieces.into_iter().flatten().filter_map(restricted).collect())
 }
 
 /// The least epoch that may still come.

@@ -2,26 +2,26 @@
 
 use super::*;
 
-pub const LIVE: EpochPolicy = EpochPolicy::Live { interval: 1, rows: 700 };
+pub(crate) const LIVE: EpochPolicy = EpochPolicy::Live { interval: 1, rows: 700 };
 
-pub fn log_on(disk: &Arc<Simulated>) -> CutLog {
+pub(crate) fn log_on(disk: &Arc<Simulated>) -> CutLog {
     CutLog::open(disk.clone(), "job", SEGMENT_BYTES).unwrap()
 }
 
 /// The next generation's memory on this disk.
-pub fn memory_on(disk: &Arc<Simulated>, workers: usize) -> Arc<Recorder> {
+pub(crate) fn memory_on(disk: &Arc<Simulated>, workers: usize) -> Arc<Recorder> {
     let mut log = log_on(disk);
     let (generation, base) = (log.summary().generation + 1, log.summary().last);
     log.begin(Begin { generation, base, processes: 1, workers: workers as u32 }).unwrap();
     Arc::new(Recorder::start(log, workers).unwrap())
 }
 
-pub fn cuts_on(disk: &Arc<Simulated>) -> Vec<Cut> {
+pub(crate) fn cuts_on(disk: &Arc<Simulated>) -> Vec<Cut> {
     log_on(disk).cuts().map(Result::unwrap).collect()
 }
 
 /// A disk with these cuts on it.
-pub fn disk_with(cuts: &[Cut]) -> Arc<Simulated> {
+pub(crate) fn disk_with(cuts: &[Cut]) -> Arc<Simulated> {
     let disk = Arc::new(Simulated::default());
     log_on(&disk).adopt(None, cuts.iter().cloned().map(Ok)).unwrap();
     disk

@@ -18,6 +18,7 @@
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
 use weir_engine::operator::OperatorError;
+use weir_engine::state::PieceRef;
 use weir_engine::time::Millis;
 
 use crate::aggregates::{Accumulators, KeyInterner};
@@ -145,6 +146,8 @@ pub(super) struct Bucket {
     lookup: Lookup,
     /// By key the slot that is reserved for it.
     reserved: Vec<u32>,
+    /// The pieces of a checkpoint that hold all of it; none once it has changed.
+    pub(super) saved: Vec<PieceRef>,
 }
 
 #[derive(Debug)]
@@ -162,7 +165,15 @@ fn hash(key: u32) -> u64 {
 impl Bucket {
     pub(super) fn new(pane: Millis, entry: Millis) -> Bucket {
         let lookup = Lookup::Sparse(HashTable::new());
-        Bucket { pane, entry, keys: Vec::new(), slots: Vec::new(), lookup, reserved: Vec::new() }
+        Bucket {
+            pane,
+            entry,
+            keys: Vec::new(),
+            slots: Vec::new(),
+            lookup,
+            reserved: Vec::new(),
+            saved: Vec::new(),
+        }
     }
 
     /// Reserves a slot for every key in use, in the order of the keys.
@@ -321,11 +332,14 @@ impl Waiting {
         place
     }
 
-    /// The bucket at a place that [`Waiting::place`] gave.
+    /// The bucket at a place that [`Waiting::place`] gave, to be changed.
     #[inline]
     pub(super) fn at(&mut self, place: usize) -> &mut Bucket {
         match &mut self.buckets[place] {
-            Some(bucket) => bucket,
+            Some(bucket) => {
+                bucket.saved.clear();
+                bucket
+            }
             None => unreachable!("a place is used only while its bucket waits"),
         }
     }
@@ -349,6 +363,11 @@ impl Waiting {
         self.lately = bucket.keys.len();
         bucket.settle(slots);
         Some(bucket)
+    }
+
+    /// All buckets in order, to be saved.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Bucket> {
+        self.buckets.iter_mut().flatten()
     }
 
     /// All buckets in order.

@@ -215,11 +215,11 @@ impl Operator for PreAggregate {
     }
 
     fn snapshot(&self) -> Result<Vec<StatePart>, OperatorError> {
-        self.window.save()
+        self.window.whole()
     }
 
     fn restore(&mut self, parts: Vec<StatePart>) -> Result<(), OperatorError> {
-        self.window.load(parts)
+        self.window.restore(parts)
     }
 }
 

@@ -207,6 +207,22 @@ impl Running {
         }
     }
 
+    /// The buckets in the window, where they stay as they entered.
+    pub(super) fn buckets(&self) -> Option<impl Iterator<Item = &Bucket>> {
+        match self {
+            Running::Evicting(running) => Some(running.inside.values()),
+            Running::Stacks(_) | Running::Growing(_) => None,
+        }
+    }
+
+    /// The same, to be saved.
+    pub(super) fn buckets_mut(&mut self) -> Option<impl Iterator<Item = &mut Bucket>> {
+        match self {
+            Running::Evicting(running) => Some(running.inside.values_mut()),
+            Running::Stacks(_) | Running::Growing(_) => None,
+        }
+    }
+
     /// Everything, for a snapshot, in any order.
     pub(super) fn held(&self, shape: WindowShape, out: &mut Vec<Held>) {
         match self {

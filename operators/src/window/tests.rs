@@ -3,6 +3,7 @@
 
 mod laws;
 mod partial;
+mod pieces;
 
 use arrow::array::*;
 use arrow::datatypes::*;

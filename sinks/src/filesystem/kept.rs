@@ -31,7 +31,7 @@ use weir_connect::store::Draft;
 use weir_engine::connector::ConnectorError;
 use weir_engine::keys::KeyGroups;
 use weir_engine::rows::sliced_bytes;
-use weir_engine::state::{PieceId, Pieces, Restored, StatePart};
+use weir_engine::state::{PieceRef, Pieces, Restored, StatePart};
 use weir_engine::time::{Epoch, Millis};
 
 use super::target::of_writing;
@@ -63,7 +63,7 @@ pub(crate) struct Whose {
 /// The rows of one open file that no checkpoint has.
 #[derive(Default)]
 pub(crate) struct Kept {
-    given: Vec<PieceId>,
+    given: Vec<PieceRef>,
     spilled: Option<(Draft, Vec<Range<u64>>)>,
     waiting: Vec<RecordBatch>,
     bytes: usize,
@@ -71,7 +71,7 @@ pub(crate) struct Kept {
 
 impl Kept {
     /// Of a file whose rows so far are in these pieces.
-    pub(crate) fn given(given: Vec<PieceId>) -> Kept {
+    pub(crate) fn given(given: Vec<PieceRef>) -> Kept {
         Kept { given, ..Kept::default() }
     }
 
@@ -217,7 +217,7 @@ impl Whose {
 #[derive(Default)]
 pub(crate) struct Reopened {
     /// In order.
-    pub(crate) parts: Vec<(Whose, PieceId, RecordBatch)>,
+    pub(crate) parts: Vec<(Whose, PieceRef, RecordBatch)>,
 }
 
 /// The files that were open at a checkpoint, by folder.

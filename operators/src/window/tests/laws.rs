@@ -181,7 +181,7 @@ pub(super) fn calls_of(case: &Case) -> &'static [&'static str] {
     if case.extremes { &EXTREMES } else { &SUMS }
 }
 
-fn fresh(case: &Case) -> WindowAggregate {
+pub(super) fn fresh(case: &Case) -> WindowAggregate {
     window(case.shape, &[0], calls_of(case), case.dictionary)
 }
 
@@ -193,7 +193,7 @@ fn group_of(key: &str) -> u8 {
 }
 
 /// What a set of cores, each with its key groups, gives for one epoch.
-fn epoch(
+pub(super) fn epoch(
     cores: &mut [(KeyGroups, WindowAggregate)],
     case: &Case,
     rows: &[Row],

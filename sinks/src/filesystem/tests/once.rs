@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use weir_engine::connector::Remedy;
 use weir_engine::keys::KeyGroups;
 use weir_engine::sink::ShardEnd;
-use weir_engine::state::{PieceId, Pieces, Restored, StatePart};
+use weir_engine::state::{PieceRef, Pieces, Restored, StatePart};
 
 fn author(generation: u64) -> Author {
     Author::of("theft-7", generation, 2, "archive")
@@ -44,22 +44,22 @@ fn names(folder: &Path) -> Vec<String> {
 /// gone.
 #[derive(Default)]
 struct Checkpoint {
-    stored: BTreeMap<PieceId, (KeyGroups, Vec<u8>)>,
-    named: Vec<PieceId>,
+    stored: BTreeMap<PieceRef, (KeyGroups, Vec<u8>)>,
+    named: Vec<PieceRef>,
     /// Rows of the pieces that the last save gave.
     added: Vec<usize>,
     next: u64,
 }
 
 impl Pieces for Checkpoint {
-    fn same(&mut self, piece: PieceId) {
+    fn same(&mut self, piece: PieceRef) {
         assert!(self.stored.contains_key(&piece), "{piece:?} is not in the store");
         self.named.push(piece);
     }
 
-    fn put(&mut self, part: StatePart) -> PieceId {
+    fn put(&mut self, part: StatePart) -> PieceRef {
         assert_eq!(part.kind, "open-file");
-        let id = PieceId(self.next);
+        let id = PieceRef::all(self.next);
         self.next += 1;
         let mut bytes = StreamWriter::try_new(Vec::new(), &part.rows.schema()).unwrap();
         bytes.write(&part.rows).unwrap();
@@ -263,7 +263,7 @@ fn a_checkpoint_gives_what_came_since_the_one_before() {
         let fresh = || made.open(1, Some(&author(1)), Arc::default()).unwrap();
         let mut pieces = checkpoint.restored();
         assert_eq!(pieces.len(), 3);
-        pieces.retain(|(id, _)| *id != PieceId(0));
+        pieces.retain(|(id, _)| *id != PieceRef::all(0));
         let error = fresh().resume(pieces).unwrap_err();
         assert_eq!(error.message, "a checkpoint lacks rows of the open file in `meter=m-0`");
         let said = |(_, part): &Restored| part.rows.schema().metadata()["weir.open-file"].clone();
