@@ -288,7 +288,7 @@ fn start(
     let no_thread = |e: std::io::Error| Trouble::new(format!("no thread for the state: {e}"));
     let generation = store.claim(log.summary().generation + 1).map_err(of_store)?;
     let there = take_over(&job.plan, &record.id, generation)?;
-    let restored = newest_checkpoint(store)?.map(Arc::new);
+    let restored = newest_checkpoint(store, log.summary().floor.is_none())?.map(Arc::new);
     let name = restored.as_ref().map(|loaded| (loaded.manifest.generation, loaded.manifest.epoch));
     let choice = cutlog::choose(&[log.summary()], name).map_err(Trouble::new)?;
     let base = choice.base;
@@ -317,15 +317,18 @@ fn start(
     Ok((lasting, base))
 }
 
-/// The newest sound checkpoint; what is wrong with newer ones is said.
-fn newest_checkpoint(store: &JobStore) -> Result<Option<Loaded>, Trouble> {
+/// The newest sound checkpoint; what is wrong with newer ones is said. `from_nothing`: the log goes
+/// back to the beginning.
+fn newest_checkpoint(store: &JobStore, from_nothing: bool) -> Result<Option<Loaded>, Trouble> {
     let (loaded, unsound) = load_newest(store).map_err(of_store)?;
     for bad in &unsound {
         let (epoch, reason) = (bad.name.epoch, &bad.reason);
         tracing::warn!(epoch, %reason, "checkpoint passed over");
     }
-    match (loaded, unsound.first()) {
-        (None, Some(bad)) => {
+    match (loaded, &unsound[..]) {
+        // As long as there is one alone, the log and the sources are whole: all is read again.
+        (None, [_]) if from_nothing => Ok(None),
+        (None, [bad, ..]) => {
             let epoch = bad.name.epoch;
             let message =
                 format!("no checkpoint is sound; of that at epoch {epoch}: {}", bad.reason);

@@ -19,8 +19,9 @@
 //!   row of a later one is: adapters apply epochs in order. What adds rows up before they travel
 //!   gives everything out at the epoch of a checkpoint, so it has no state.
 //! - A sink takes an epoch only when its cut is on disk, so a manifest is never ahead of the log.
-//! - *Nothing needed is removed* ([`to_collect`]): a file goes only if no manifest that is kept
-//!   names it, if it is of this generation or an older one, and if, after all that was listed, this
+//! - *Nothing needed is removed* ([`to_keep`], [`to_collect`]): two checkpoints are kept that this
+//!   process has made or has read whole; before there are two nothing goes, and the cut log is not
+//!   trimmed. A file goes only if no manifest that is kept names it, if it is of this generation or an older one, and if, after all that was listed, this
 //!   generation was still the newest. A newer one that appears behind that look starts from one of
 //!   the manifests that are kept, and writes files of its own.
 //!
@@ -111,6 +112,13 @@ pub struct Manifest {
     pub pieces: Vec<PieceRecord>,
 }
 
+impl Manifest {
+    /// Its name.
+    pub fn name(&self) -> Name {
+        Name { epoch: self.epoch, generation: self.generation }
+    }
+}
+
 /// A manifest by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
@@ -149,18 +157,29 @@ pub fn in_force(paths: &[String], generations: &[Generation]) -> Vec<Name> {
     names
 }
 
-/// What may be removed: of the paths listed, manifests that are not among the newest [`KEPT`] that
-/// count, and files of pieces that none of `named` (all files that the manifests kept name) is.
-/// Files of generations newer than `generation` stay.
+/// The manifests to keep: the newest [`KEPT`] that count and are known to be sound; none as long as
+/// these are fewer: then everything is still needed.
+pub fn to_keep(
+    manifests: &[String],
+    generations: &[Generation],
+    sound: &BTreeSet<Name>,
+) -> Option<BTreeSet<Name>> {
+    let sound = in_force(manifests, generations).into_iter().filter(|name| sound.contains(name));
+    let kept: BTreeSet<Name> = sound.take(KEPT).collect();
+    (kept.len() == KEPT).then_some(kept)
+}
+
+/// What may be removed: of the paths listed, manifests that are not `kept`, and files of pieces
+/// that are not `named` (by those that are kept). Those of generations newer than `generation`
+/// stay.
 pub fn to_collect(
     manifests: &[String],
     files: &[String],
-    generations: &[Generation],
+    kept: &BTreeSet<Name>,
     named: &BTreeSet<String>,
     generation: u64,
 ) -> Vec<String> {
-    let kept: BTreeSet<String> =
-        in_force(manifests, generations).into_iter().take(KEPT).map(Name::path).collect();
+    let kept: BTreeSet<String> = kept.iter().map(|name| name.path()).collect();
     let newer = |path: &str| {
         let of_manifest = Name::of(path).map(|name| name.generation);
         of_manifest.or(crate::store::number_in(path)).is_none_or(|number| number > generation)

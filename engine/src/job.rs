@@ -220,16 +220,28 @@ impl JobControl {
         self.lasting.as_ref()?.restored.as_ref()
     }
 
+    /// A notice that is logged too: when it begins, changes and is over.
+    fn tell(&self, about: &str, notice: Option<String>) {
+        if lock(&self.notices).get(about) == notice.as_ref() {
+            return;
+        }
+        match &notice {
+            Some(text) => tracing::warn!("{text}; trying again until it works"),
+            None => tracing::warn!("{about}: it works again"),
+        }
+        self.set_notice(about, notice);
+    }
+
     /// Takes up what keepers of cuts and checkpoints want people to know.
     pub(crate) fn look_after_keepers(&self) {
         if let Some(memory) = self.memory() {
-            self.set_notice("cut log", memory.notice());
+            self.tell("cut log", memory.notice());
             if let Some(message) = memory.failure() {
                 self.fail(Failure::Operator { operator: "cut log".to_owned(), message });
             }
         }
         if let Some(checkpoints) = self.checkpoints() {
-            self.set_notice("checkpoint", checkpoints.notice());
+            self.tell("checkpoint", checkpoints.notice());
             if let Some(error) = checkpoints.failure() {
                 let message = error.to_string();
                 self.fail(Failure::Operator { operator: "checkpoint".to_owned(), message });

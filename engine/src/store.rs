@@ -199,7 +199,7 @@ pub fn open(bytes: &[u8]) -> Result<&str, String> {
     let (line, sum) = text.split_once('\n').ok_or("ends before its checksum")?;
     let sum = u32::from_str_radix(sum.trim_end(), 16).map_err(|_| "has no checksum".to_owned())?;
     if sum != crc32c(line.as_bytes()) {
-        return Err("its checksum is wrong".to_owned());
+        return Err("has a wrong checksum".to_owned());
     }
     Ok(line)
 }

@@ -177,7 +177,8 @@ struct PostgresSink {
 
 impl PostgresSink {
     fn progress(&self, author: &Author) -> ProgressTable {
-        ProgressTable::of(&self.plan.options.progress_table, author)
+        let options = &self.plan.options;
+        ProgressTable::of(&options.progress_table, &self.plan.table, author)
     }
 }
 

@@ -7,9 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{
-    FORMAT, KEPT, Manifest, Name, Owner, PieceRecord, ShardRecord, in_force, load, to_collect,
-};
+use super::{FORMAT, Manifest, Name, Owner, PieceRecord, ShardRecord, load, to_collect, to_keep};
 use crate::connector::ConnectorError;
 use crate::cut::{CutSnapshot, SplitFacts};
 use crate::cutlog::CutMemory;
@@ -162,6 +160,7 @@ impl Checkpointer {
             shared: shared.clone(),
             memory,
             known: known.map(|piece| (piece.id, piece.clone())).collect(),
+            sound: from.into_iter().map(Manifest::name).collect(),
         };
         let thread = std::thread::Builder::new().name("checkpoints".to_owned());
         let thread = thread.spawn(move || writer.run())?;
@@ -274,6 +273,8 @@ struct Writer {
     memory: Arc<dyn CutMemory>,
     /// Pieces that the newest checkpoint names.
     known: BTreeMap<PieceId, PieceRecord>,
+    /// Checkpoints that this process has made, or has read whole.
+    sound: BTreeSet<Name>,
 }
 
 /// Files of pieces as they are filled.
@@ -448,10 +449,10 @@ impl Writer {
         let manifest = &made.manifest;
         let text = serde_json::to_string(manifest);
         let text = text.map_err(|e| Trouble::Final(ConnectorError::fatal(e.to_string())))?;
-        let name = Name { epoch: manifest.epoch, generation: manifest.generation };
         let sealed = seal(&text);
         bytes += sealed.len() as u64;
-        self.store.objects().put(&name.path(), sealed)?;
+        self.store.objects().put(&manifest.name().path(), sealed)?;
+        self.sound.insert(manifest.name());
         self.known = manifest.pieces.iter().map(|piece| (piece.id, piece.clone())).collect();
         self.collect()?;
         Ok(bytes)
@@ -467,25 +468,26 @@ impl Writer {
     }
 
     /// Removes what is no longer needed, here and in the cut log.
-    fn collect(&self) -> Result<(), Trouble> {
-        let objects = self.store.objects();
+    fn collect(&mut self) -> Result<(), Trouble> {
+        let objects = self.store.objects().clone();
         let (manifests, files) = (objects.list("checkpoints")?, objects.list("pieces")?);
         let generations = self.store.generations()?;
+        let Some(kept) = to_keep(&manifests, &generations, &self.sound) else { return Ok(()) };
         let mut named = BTreeSet::new();
-        let (mut oldest, mut kept): (Option<Manifest>, usize) = (None, 0);
-        for name in in_force(&manifests, &generations).into_iter().take(KEPT) {
+        let mut oldest: Option<Manifest> = None;
+        for name in kept.iter().rev() {
             let bytes = objects.get(&name.path())?.unwrap_or_default();
             // What cannot be read names nothing, so nothing is removed.
             let Ok(manifest) = load::parse(&bytes) else { return Ok(()) };
             named.extend(manifest.pieces.iter().map(|piece| piece.file.clone()));
-            (oldest, kept) = (Some(manifest), kept + 1);
+            oldest = Some(manifest);
         }
         self.is_newest()?;
-        for path in to_collect(&manifests, &files, &generations, &named, self.generation) {
+        self.sound.retain(|name| kept.contains(name));
+        for path in to_collect(&manifests, &files, &kept, &named, self.generation) {
             objects.delete(&path)?;
         }
-        // With one alone, everything is still needed should it turn out unsound.
-        if let Some(oldest) = oldest.filter(|_| kept == KEPT) {
+        if let Some(oldest) = oldest {
             self.memory.trim(oldest.epoch);
             let retained = Retained { epoch: oldest.epoch, splits: oldest.cuts.facts() };
             self.shared.lock().retained = Some(Arc::new(retained));

@@ -37,14 +37,27 @@ fn what_is_named_or_newer_is_never_removed() {
         |generation: u64, epoch: u64| format!("pieces/{generation:020}-{epoch:020}-0.pieces");
     let files = [file(1, 10), file(1, 20), file(1, 30), file(2, 25), file(3, 40)];
     let named: BTreeSet<String> = [file(1, 10), file(2, 25)].into();
-    let gone = to_collect(&manifests, &files, &generations, &named, 2);
+    let sound: BTreeSet<Name> = [name(10, 1), name(20, 1), name(25, 2), name(30, 1)].into();
+    let kept = to_keep(&manifests, &generations, &sound).unwrap();
+    assert_eq!(kept, [name(20, 1), name(25, 2)].into(), "30 is a zombie's");
+    let gone = to_collect(&manifests, &files, &kept, &named, 2);
     assert_eq!(gone, [name(10, 1).path(), name(30, 1).path(), file(1, 20), file(1, 30)]);
-    let by_old = to_collect(&manifests, &files, &generations, &named, 1);
+    let by_old = to_collect(&manifests, &files, &kept, &named, 1);
     assert!(!by_old.contains(&file(3, 40)) && !by_old.contains(&file(2, 25)));
     assert!(!by_old.contains(&name(25, 2).path()));
     // Something that Weir did not put there stays.
     let strange = ["pieces/notes.txt".to_owned()];
-    assert!(to_collect(&[], &strange, &generations, &BTreeSet::new(), 9).is_empty());
+    assert!(to_collect(&[], &strange, &kept, &BTreeSet::new(), 9).is_empty());
+}
+
+#[test]
+fn what_is_not_known_to_be_sound_does_not_count_among_the_kept() {
+    let generations = [began(1, None), began(2, Some(30))];
+    let manifests = [name(10, 1), name(20, 1), name(30, 2)].map(Name::path);
+    let sound: BTreeSet<Name> = [name(10, 1), name(30, 2)].into();
+    assert_eq!(to_keep(&manifests, &generations, &sound), Some(sound));
+    let one: BTreeSet<Name> = [name(30, 2)].into();
+    assert_eq!(to_keep(&manifests, &generations, &one), None, "then nothing is removed");
 }
 
 fn golden() -> Manifest {

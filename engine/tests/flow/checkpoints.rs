@@ -160,7 +160,7 @@ fn a_broken_checkpoint_is_told_and_the_one_before_is_used() {
         assert_eq!(unsound.len(), 1);
         unsound[0].reason.clone()
     };
-    assert!(damage(&newest.path(), 40).contains("checksum is wrong"));
+    assert!(damage(&newest.path(), 40).contains("its manifest has a wrong checksum"));
     let own = format!("{:020}", newest.epoch);
     let piece = manifest.pieces.iter().find(|piece| piece.file.contains(&own)).unwrap();
     let at = usize::try_from(piece.offset + piece.length - 9).unwrap();

@@ -31,6 +31,8 @@ pub(crate) const MOVED: &str = "22012";
 pub(crate) struct ProgressTable {
     /// Quoted, for SQL.
     name: String,
+    /// The table that is written, for people.
+    table: String,
     author: Author,
 }
 
@@ -58,8 +60,10 @@ fn number(value: u64) -> i64 {
 }
 
 impl ProgressTable {
-    pub(crate) fn of(table: &str, author: &Author) -> ProgressTable {
-        ProgressTable { name: quoted_path(table), author: author.clone() }
+    /// The progress table `name`, for what is written to `table`.
+    pub(crate) fn of(name: &str, table: &str, author: &Author) -> ProgressTable {
+        let (name, table) = (quoted_path(name), table.to_owned());
+        ProgressTable { name, table, author: author.clone() }
     }
 
     fn mine(&self) -> String {
@@ -132,12 +136,13 @@ impl ProgressTable {
 
     fn is_newest(&self, found: u64) -> Result<(), Failure> {
         let Author { job, generation, .. } = &self.author;
+        let table = &self.table;
         if found <= *generation {
             return Ok(());
         }
         let message = format!(
-            "generation {found} of the job {job} has taken over; this is generation {generation}, \
-             and must not write any more"
+            "generation {found} of the job {job} has taken over table `{table}`; this is \
+             generation {generation}, and must not write any more"
         );
         Err(Failure::Final(ConnectorError::fatal(message)))
     }

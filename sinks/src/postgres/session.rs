@@ -254,6 +254,9 @@ pub(crate) fn of_server(error: &tokio_postgres::Error) -> ConnectorError {
         };
         return ConnectorError::new(remedy, mask_url(&text));
     };
+    if db.code().code() == MOVED {
+        return ConnectorError::retry("the progress is not where this writer left it");
+    }
     let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
     if let Some(detail) = db.detail() {
         text.push_str(&format!("; {detail}"));
@@ -267,9 +270,8 @@ pub(crate) fn of_server(error: &tokio_postgres::Error) -> ConnectorError {
 fn remedy_of(code: &SqlState) -> Remedy {
     let code = code.code();
     match (&code[..2.min(code.len())], code) {
-        // Connections, resources, an operator's intervention, lock and transaction conflicts; a
-        // progress that is not what it was, so that it has to be read.
-        ("08" | "53" | "57" | "58", _) | (_, "40001" | "40P01" | "55P03" | "25P03" | MOVED) => {
+        // Connections, resources, an operator's intervention, lock and transaction conflicts.
+        ("08" | "53" | "57" | "58", _) | (_, "40001" | "40P01" | "55P03" | "25P03") => {
             Remedy::Retry
         }
         // Authorisation, names, syntax, a server that only reads.
