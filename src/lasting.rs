@@ -158,11 +158,15 @@ fn folder_of(name: &str, same: usize) -> String {
     folder
 }
 
-/// A name that no other job has.
-fn fresh_id(folder: &str) -> String {
+fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // Seeded by the system's random numbers.
-    let random = std::hash::RandomState::new().build_hasher().finish();
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// A name that no other job has.
+fn fresh_id(folder: &str) -> String {
+    let random = random();
     let short: String = folder.replace('_', "-").chars().take(32).collect();
     format!("{short}-{random:016x}")
 }
@@ -287,7 +291,8 @@ fn start(
     let failed = |e: cutlog::CutLogError| Trouble::new(e.to_string());
     let no_thread = |e: std::io::Error| Trouble::new(format!("no thread for the state: {e}"));
     let generation = store.claim(log.summary().generation + 1).map_err(of_store)?;
-    let there = take_over(&job.plan, &record.id, generation)?;
+    let holder = random();
+    let there = take_over(&job.plan, &record.id, (generation, holder))?;
     let restored = newest_checkpoint(store, log.summary().floor.is_none())?.map(Arc::new);
     let name = restored.as_ref().map(|loaded| (loaded.manifest.generation, loaded.manifest.epoch));
     let choice = cutlog::choose(&[log.summary()], name).map_err(Trouble::new)?;
@@ -310,6 +315,7 @@ fn start(
     let lasting = Lasting {
         job: record.id.clone(),
         generation,
+        holder,
         memory,
         checkpoints: Some(Arc::new(checkpoints)),
         restored,
@@ -343,7 +349,7 @@ fn newest_checkpoint(store: &JobStore, from_nothing: bool) -> Result<Option<Load
 fn take_over(
     plan: &JobPlan,
     id: &str,
-    generation: u64,
+    holder: (u64, u64),
 ) -> Result<Vec<(String, Option<Epoch>)>, Trouble> {
     let graph = graph_of(plan, 1).map_err(Trouble::new)?;
     let sinks = graph.nodes.iter().filter_map(|node| match node {
@@ -352,7 +358,7 @@ fn take_over(
     });
     let mut there = Vec::new();
     for (place, sink) in sinks.enumerate() {
-        let author = Author::of(id, generation, place, &sink.table);
+        let author = Author::of(id, holder, place, &sink.table);
         let epoch = sink.sink.take_over(&author).map_err(|e| Trouble::at(&sink.table, &e))?;
         there.push((sink.table.clone(), epoch));
     }

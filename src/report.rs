@@ -212,7 +212,7 @@ impl JobReport {
         if let Some(c) = &self.checkpoints {
             let _ = writeln!(
                 text,
-                "state    {} checkpoints, {} bytes; the last: {} bytes in {:.1} ms, paused {:.1} ms",
+                "state    {} checkpoints, {} bytes; last {} bytes in {:.1} ms, paused {:.1} ms",
                 c.made, c.bytes, c.last_bytes, c.last_took_ms, c.last_paused_ms
             );
         }

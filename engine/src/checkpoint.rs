@@ -21,9 +21,10 @@
 //! - A sink takes an epoch only when its cut is on disk, so a manifest is never ahead of the log.
 //! - *Nothing needed is removed* ([`to_keep`], [`to_collect`]): two checkpoints are kept that this
 //!   process has made or has read whole; before there are two nothing goes, and the cut log is not
-//!   trimmed. A file goes only if no manifest that is kept names it, if it is of this generation or an older one, and if, after all that was listed, this
-//!   generation was still the newest. A newer one that appears behind that look starts from one of
-//!   the manifests that are kept, and writes files of its own.
+//!   trimmed. A file goes only if no manifest that is kept names it, if it is of this generation or
+//!   an older one, and if, after all that was listed, this generation was still the newest. A newer
+//!   one that appears behind that look starts from one of the manifests that are kept, and writes
+//!   files of its own.
 //!
 //! # Limits
 //! One checkpoint is made at a time. The pieces of one wait in memory until they are written.

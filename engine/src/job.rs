@@ -130,6 +130,8 @@ pub struct Lasting {
     pub job: String,
     /// The generation that starts.
     pub generation: u64,
+    /// A random number of this start: see [`Author`].
+    pub holder: u64,
     /// What remembers its cuts.
     pub memory: Arc<dyn CutMemory>,
     /// What makes its checkpoints.
@@ -251,8 +253,8 @@ impl JobControl {
 
     /// Who writes into a sink, where the job lasts.
     pub(crate) fn author(&self, number: usize, table: &str) -> Option<Author> {
-        let Lasting { job, generation, .. } = self.lasting.as_ref()?;
-        Some(Author::of(job, *generation, number, table))
+        let Lasting { job, generation, holder, .. } = self.lasting.as_ref()?;
+        Some(Author::of(job, (*generation, *holder), number, table))
     }
 
     /// The memory, for the first worker that asks.

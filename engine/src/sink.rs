@@ -19,10 +19,10 @@
 //! A job that lasts (`weir run --state`) tells its sinks who they write for: an [`Author`]. Its
 //! epochs come again after a restart with the same rows in the same order. A sink that is to hold
 //! each row once either
-//! - keeps its [`Progress`] a shard in the target, changes it in the very transaction that makes the
-//!   rows visible, and only from what it was before (compare and set): epochs up to it are not given
-//!   again ([`SinkWriter::progress`]); a retry reads it first, since the reply to a commit can be
-//!   lost; or
+//! - keeps its [`Progress`] a shard in the target, changes it in the very transaction that makes
+//!   the rows visible, and only from what it was before (compare and set): epochs up to it are not
+//!   given again ([`SinkWriter::progress`]); a retry reads it first, since the reply to a commit
+//!   can be lost; or
 //! - gives what it makes visible a name that is a function of the epochs in it, and finds it there.
 //!
 //! [`Sink::take_over`] comes before: after it nothing that an older generation writes can become
@@ -47,12 +47,16 @@ pub struct Author {
     pub sink: String,
     /// The generation: it grows with each start of the job.
     pub generation: u64,
+    /// A random number of this start: of two that go on from copies of one state, and so have the
+    /// same generation, one alone may write.
+    pub holder: u64,
 }
 
 impl Author {
-    /// The author of a job's n-th sink, counted from 0.
-    pub fn of(job: &str, generation: u64, number: usize, table: &str) -> Author {
-        Author { job: job.to_owned(), sink: format!("{table}.{number}"), generation }
+    /// The author of a job's n-th sink, counted from 0. `holder`: generation and random number.
+    pub fn of(job: &str, holder: (u64, u64), number: usize, table: &str) -> Author {
+        let (generation, holder) = holder;
+        Author { job: job.to_owned(), sink: format!("{table}.{number}"), generation, holder }
     }
 }
 
@@ -142,8 +146,8 @@ pub trait SinkWriter: Send {
         Ok(())
     }
 
-    /// Takes up what [`SinkWriter::save`] of this shard gave, on a fresh writer, before any row: the
-    /// epochs up to that one do not come again.
+    /// Takes up what [`SinkWriter::save`] of this shard gave, on a fresh writer, before any row:
+    /// the epochs up to it do not come again.
     fn resume(&mut self, _pieces: Vec<Restored>) -> Result<(), ConnectorError> {
         Ok(())
     }

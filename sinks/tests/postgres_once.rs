@@ -68,7 +68,7 @@ fn fresh(name: &str) -> Box<dyn Sink> {
 fn author(job: &str, generation: u64) -> Author {
     // A name of this run, so that the progress of another is not found.
     let job = format!("{job}-{}", std::process::id());
-    Author::of(&job, generation, 0, "t")
+    Author::of(&job, (generation, 1), 0, "t")
 }
 
 fn open(sink: &dyn Sink, author: &Author) -> Box<dyn SinkWriter> {
@@ -134,6 +134,20 @@ fn a_zombie_writes_nothing_once_another_has_taken_over() {
     let late = sink.take_over(&old).unwrap_err();
     assert!(late.message.contains("has taken over"), "{}", late.message);
     assert!(sink.open(0, Some(&old), Arc::new(SinkReport::default())).is_err());
+}
+
+#[test]
+fn of_two_that_go_on_from_copies_of_one_state_one_alone_writes() {
+    let sink = fresh("once_twins");
+    let (first, second) = (author("twins", 2), Author { holder: 2, ..author("twins", 2) });
+    sink.take_over(&first).unwrap();
+    sink.take_over(&first).unwrap();
+    let error = sink.take_over(&second).unwrap_err();
+    assert!(error.message.contains("a copy of the same state"), "{}", error.message);
+    let mut writer = open(sink.as_ref(), &first);
+    put(writer.as_mut(), 1).unwrap();
+    assert!(sink.open(0, Some(&second), Arc::new(SinkReport::default())).is_err());
+    assert_eq!(sql("SELECT v FROM once_twins"), "1");
 }
 
 #[test]

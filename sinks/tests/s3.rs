@@ -132,7 +132,7 @@ fn a_large_file_goes_up_in_parts_with_the_bytes_of_a_local_one() {
 
 /// The next generation of a job that lasts, on shard 0.
 fn lasting(spec: &TableSpec, generation: u64) -> Box<dyn SinkWriter> {
-    let (sink, author) = (made(spec), Author::of("theft-7", generation, 0, "archive"));
+    let (sink, author) = (made(spec), Author::of("theft-7", (generation, 1), 0, "archive"));
     sink.take_over(&author).unwrap();
     sink.open(0, Some(&author), Arc::new(SinkReport::default())).unwrap()
 }
@@ -226,7 +226,7 @@ fn an_older_generation_is_shut_out_of_the_bucket() {
     old.write(1, rows(0, 1), None).unwrap();
     old.finish().unwrap();
     old.write(2, rows(1, 1), None).unwrap();
-    let author = Author::of("theft-7", 2, 0, "archive");
+    let author = Author::of("theft-7", (2, 1), 0, "archive");
     assert_eq!(made(&spec).take_over(&author).unwrap(), Some(1));
     let error = old.finish().unwrap_err();
     assert_eq!(error.remedy, Remedy::Fatal);

@@ -144,8 +144,8 @@ impl Mqtt {
         if start < first || start > journal.next_offset() {
             let (table, path, next) = (&client.table, path.display(), journal.next_offset());
             let message = format!(
-                "table `{table}`: the job goes on at offset {start} of slot {slot}, but its journal \
-                 {path} holds {first} to {next}"
+                "table `{table}`: the job goes on at offset {start} of slot {slot}, but its \
+                 journal {path} holds {first} to {next}"
             );
             return Err(ConnectorError::fatal(message)
                 .hint("bring the journal back, or start the job anew under another state"));

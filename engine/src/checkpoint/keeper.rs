@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{FORMAT, Manifest, Name, Owner, PieceRecord, ShardRecord, load, to_collect, to_keep};
+use crate::clock::Stopwatch;
 use crate::connector::ConnectorError;
 use crate::cut::{CutSnapshot, SplitFacts};
 use crate::cutlog::CutMemory;
@@ -60,7 +61,7 @@ pub(crate) struct Collector {
     key_groups: KeyGroups,
     given: Vec<Given>,
     /// Since when its owner does nothing else.
-    began: Option<Instant>,
+    began: Option<Stopwatch>,
 }
 
 impl Collector {
@@ -88,7 +89,7 @@ impl Pieces for Collector {
 /// A checkpoint that is being made.
 struct Making {
     epoch: Epoch,
-    began: Instant,
+    began: Stopwatch,
     cuts: Option<CutSnapshot>,
     given: BTreeMap<(Owner, usize), Vec<Given>>,
     digests: BTreeMap<(usize, u32), u128>,
@@ -190,7 +191,7 @@ impl Checkpointer {
 
     /// For the pieces of an owner that has these key groups.
     pub(crate) fn collector(&self, key_groups: KeyGroups) -> Collector {
-        let (next, began) = (self.shared.next_piece.clone(), Some(Instant::now()));
+        let (next, began) = (self.shared.next_piece.clone(), Some(Stopwatch::start()));
         Collector { next, key_groups, given: Vec::new(), began }
     }
 
@@ -198,7 +199,7 @@ impl Checkpointer {
         let mut state = self.shared.lock();
         let fresh = || Making {
             epoch,
-            began: Instant::now(),
+            began: Stopwatch::start(),
             cuts: None,
             given: BTreeMap::new(),
             digests: BTreeMap::new(),

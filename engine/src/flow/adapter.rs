@@ -64,28 +64,38 @@ struct Saved {
 }
 
 impl Saved {
-    /// `None` where the operator has no state, or the job makes no checkpoints.
-    fn of(control: &JobControl, number: Option<usize>, mine: KeyGroups) -> Option<Saved> {
-        let (checkpoints, number) = (control.checkpoints()?.clone(), number?);
-        Some(Saved { checkpoints, owner: Owner::Operator(number), key_groups: mine })
+    /// `None` where the operator has no state here, or the job makes no checkpoints.
+    fn of(
+        control: &JobControl,
+        number: Option<usize>,
+        worker: usize,
+        peers: usize,
+    ) -> Option<Saved> {
+        let (checkpoints, owner) = (control.checkpoints()?.clone(), Owner::Operator(number?));
+        let key_groups = owned(worker, peers)?;
+        checkpoints.expect(owner.clone(), worker);
+        Some(Saved { checkpoints, owner, key_groups })
     }
-}
 
-/// Gives a core the state that the job goes on from.
-fn resume(
-    core: &SharedCore,
-    control: &JobControl,
-    number: Option<usize>,
-    mine: KeyGroups,
-) -> Result<(), OperatorError> {
-    let (Some(loaded), Some(number)) = (control.restored(), number) else { return Ok(()) };
-    let pieces = loaded.pieces.get(&Owner::Operator(number));
-    let restricted = |(piece, part): &Restored| {
-        let key_groups = part.key_groups.and(mine)?;
-        let part = StatePart { key_groups, ..part.clone() };
-        Some((PieceRef { key_groups, ..*piece }, part))
-    };
-    core.borrow_mut().resume(pieces.into_iter().flatten().filter_map(restricted).collect())
+    /// Gives the operator what the checkpoint has that the job goes on from.
+    fn resume(&self, core: &SharedCore, control: &JobControl) -> Result<(), OperatorError> {
+        let Some(loaded) = control.restored() else { return Ok(()) };
+        let restricted = |(piece, part): &Restored| {
+            let key_groups = part.key_groups.and(self.key_groups)?;
+            let part = StatePart { key_groups, ..part.clone() };
+            Some((PieceRef { key_groups, ..*piece }, part))
+        };
+        let pieces = loaded.pieces.get(&self.owner).into_iter().flatten();
+        core.borrow_mut().resume(pieces.filter_map(restricted).collect())
+    }
+
+    /// Gives a checkpoint the operator's pieces.
+    fn save(&self, epoch: Epoch, worker: usize, core: &SharedCore) -> Result<(), OperatorError> {
+        let mut pieces = self.checkpoints.collector(self.key_groups);
+        core.borrow_mut().save(&mut pieces)?;
+        self.checkpoints.give(epoch, (self.owner.clone(), worker), pieces);
+        Ok(())
+    }
 }
 
 /// The least epoch that may still come.
@@ -102,6 +112,15 @@ impl Applied {
             core.push(port, delta, out)?;
         }
         Ok(())
+    }
+
+    /// Takes up what the job goes on from.
+    fn resume(&mut self) {
+        let Some(saved) = &self.saved else { return };
+        if let Err(error) = saved.resume(&self.core, &self.control) {
+            self.failed = true;
+            self.control.fail_operator(&self.name, &error);
+        }
     }
 
     /// Applies what may be applied; gives the outputs of each epoch with a capability for it.
@@ -138,10 +157,7 @@ impl Applied {
                 if facts.checkpoint
                     && let Some(saved) = &self.saved
                 {
-                    let mut pieces = saved.checkpoints.collector(saved.key_groups);
-                    self.core.borrow_mut().save(&mut pieces)?;
-                    let owner = (saved.owner.clone(), self.worker);
-                    saved.checkpoints.give(epoch, owner, pieces);
+                    saved.save(epoch, self.worker, &self.core)?;
                 }
             }
             self.send(pending.capabilities.as_deref(), out, emit);
@@ -216,31 +232,20 @@ pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
         outputs.push((outlet, OutputBuilder::<_, NoopBuilder<Carrier>>::from(output)));
         streams.push((outlet, stream));
     }
-    let counters = control.operator(place, &name);
-    // A worker without key groups has no state.
-    let mine = owned(scope.index(), scope.peers());
-    let number = number.filter(|_| mine.is_some());
-    let mine = mine.unwrap_or(KeyGroups::ALL);
-    let saved = Saved::of(&control, number, mine);
-    if let Some(saved) = &saved {
-        saved.checkpoints.expect(saved.owner.clone(), scope.index());
-    }
-    let resumed = resume(&core, &control, number, mine);
-    if let Err(error) = &resumed {
-        control.fail_operator(&name, error);
-    }
+    let saved = Saved::of(&control, number, scope.index(), scope.peers());
     let mut applied = Applied {
         worker: scope.index(),
         core,
-        name,
         inputs: marks,
         pending: BTreeMap::new(),
+        counters: control.operator(place, &name),
+        name,
         control,
-        counters,
-        failed: resumed.is_err(),
+        failed: false,
         pushed: 0,
         saved,
     };
+    applied.resume();
     let ports = outputs.len();
     builder.build(move |capabilities| {
         drop(capabilities);

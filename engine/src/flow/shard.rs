@@ -304,8 +304,8 @@ impl There {
         }
         let (epoch, from) = (there.epoch, resumed.epoch.unwrap_or_default());
         let message = format!(
-            "the target has rows up to epoch {epoch} only, though all up to the checkpoint at epoch \
-             {from} were written"
+            "the target has rows up to epoch {epoch} only, though all up to the checkpoint at \
+             epoch {from} were written"
         );
         let hint = "was it restored from an older backup? Start the job anew under another state";
         Err(ConnectorError::fatal(message).hint(hint))

@@ -27,6 +27,7 @@ use super::adapter::least;
 use super::exchange::{Deal, Dealer, Shards};
 use super::lifted::{FactsStream, RowsStream};
 use super::shard::{EpochRows, Resumed, Shard, Target};
+use crate::cut::EpochFacts;
 use crate::digest::digest;
 use crate::graph::SinkNode;
 use crate::job::{JobControl, SinkCounters};
@@ -127,13 +128,10 @@ pub(crate) fn attach<'scope>(
         let mut held = Some(capabilities);
         move |frontiers| {
             input.for_each(|capability, carrier| {
-                let pending = state.pending.entry(*capability.time()).or_default();
-                pending.rows.extend(carrier.take());
+                state.pending(*capability.time()).rows.extend(carrier.take());
             });
             facts_in.for_each(|capability, facts| {
-                let pending = state.pending.entry(*capability.time()).or_default();
-                pending.recorded_time = facts.last().map(|f| f.recorded_time);
-                pending.checkpoint = facts.last().is_some_and(|f| f.checkpoint);
+                state.pending(*capability.time()).note(facts.last());
             });
             let frontier = least(frontiers);
             let waiting = state.accept(frontier);
@@ -146,7 +144,18 @@ pub(crate) fn attach<'scope>(
     (accepted, committed)
 }
 
+impl Pending {
+    fn note(&mut self, facts: Option<&EpochFacts>) {
+        self.recorded_time = facts.map(|facts| facts.recorded_time);
+        self.checkpoint = facts.is_some_and(|facts| facts.checkpoint);
+    }
+}
+
 impl SinkState {
+    fn pending(&mut self, epoch: Epoch) -> &mut Pending {
+        self.pending.entry(epoch).or_default()
+    }
+
     /// Hands complete epochs to the shards while these have room; gives the first that has to wait.
     fn accept(&mut self, frontier: Epoch) -> Option<Epoch> {
         // Here, since drivers are gone once everything is read.

@@ -78,6 +78,7 @@ fn run_on(
     let lasting = Lasting {
         job: "test".into(),
         generation,
+        holder: 1,
         memory,
         checkpoints: Some(checkpoints.clone()),
         restored: restored.clone(),

@@ -104,6 +104,7 @@ fn control_of(digests: bool, memory: Option<Arc<dyn CutMemory>>) -> Arc<JobContr
             let lasting = Lasting {
                 job: "test".into(),
                 generation: 1,
+                holder: 1,
                 memory,
                 checkpoints: None,
                 restored: None,

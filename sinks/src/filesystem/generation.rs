@@ -53,6 +53,17 @@ impl Fence {
     /// `Fatal` where a newer one is at work; what the store says.
     pub(crate) fn take_over(&self) -> Result<(), ConnectorError> {
         self.look()?;
+        let marker = self.marker(self.author.generation);
+        if self.store.read_all(&marker)?[..] != *self.text().as_bytes() {
+            let (own, place) = (self.author.generation, self.store.url());
+            let message = format!(
+                "another process writes {place} as generation {own} of job {}: it goes on from a \
+                 copy of the same state",
+                self.author.job
+            );
+            let hint = "of the two one alone can go on: end the other, and start this one again";
+            return Err(ConnectorError::fatal(message).hint(hint));
+        }
         for older in self.markers()?.into_iter().filter(|n| *n < self.author.generation) {
             self.store.delete(&self.marker(older))?;
         }
@@ -65,13 +76,18 @@ impl Fence {
     /// `Fatal` where a newer one has taken over; what the store says.
     pub(crate) fn look(&self) -> Result<(), ConnectorError> {
         if !self.is_newest()? {
-            let Author { job, sink, generation } = &self.author;
-            let text = format!("generation {generation} of job {job} writes {sink} here\n");
             // One that is there already is as good: another thread of this generation put it.
-            self.store.put(&self.marker(*generation), text, PutMode::IfAbsent)?;
+            let marker = self.marker(self.author.generation);
+            self.store.put(&marker, self.text(), PutMode::IfAbsent)?;
             self.is_newest()?;
         }
         Ok(())
+    }
+
+    /// What a marker says.
+    fn text(&self) -> String {
+        let Author { job, sink, generation, holder } = &self.author;
+        format!("generation {generation} ({holder:016x}) of job {job} writes {sink} here\n")
     }
 
     /// Whether the newest marker is this generation's; false where none is as new.

@@ -82,24 +82,25 @@ impl ProgressTable {
         client
             .batch_execute(&format!(
                 "CREATE TABLE IF NOT EXISTS {name} (job text, sink text, shard integer, \
-                 generation bigint NOT NULL, epoch bigint, digest text, \
+                 generation bigint NOT NULL, holder text, epoch bigint, digest text, \
                  written timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, sink, shard))"
             ))
             .await?;
         client.batch_execute("BEGIN").await?;
         let sql = format!(
-            "SELECT shard, generation, epoch FROM {name} WHERE {mine} ORDER BY shard FOR UPDATE"
+            "SELECT shard, generation, epoch, holder FROM {name} WHERE {mine} ORDER BY shard \
+             FOR UPDATE"
         );
         let rows = client.query(&sql, &[]).await?;
         for row in &rows {
-            self.is_newest(row.get::<_, i64>(1) as u64)?;
+            self.is_mine(row.get::<_, i64>(1) as u64, row.get::<_, Option<String>>(3))?;
         }
         if !rows.is_empty() && rows.len() != shards as usize {
             let was = rows.len();
             let message = format!("'sink.shards' was {was} when the job began, and is {shards}");
             return Err(Failure::Final(ConnectorError::reconfigure(message)));
         }
-        let generation = self.author.generation;
+        let (generation, holder) = (self.author.generation, self.holder());
         if rows.is_empty() {
             let (job, sink) = (literal(&self.author.job), literal(&self.author.sink));
             let sql = format!(
@@ -109,7 +110,9 @@ impl ProgressTable {
             );
             client.batch_execute(&sql).await?;
         }
-        let sql = format!("UPDATE {name} SET generation = {generation} WHERE {mine}; COMMIT");
+        let sql = format!(
+            "UPDATE {name} SET generation = {generation}, holder = {holder} WHERE {mine}; COMMIT"
+        );
         client.batch_execute(&sql).await?;
         Ok(rows.iter().filter_map(|row| row.get::<_, Option<i64>>(2)).max().map(|e| e as u64))
     }
@@ -118,7 +121,7 @@ impl ProgressTable {
     pub(crate) async fn read(&self, client: &Client, shard: u32) -> Result<ShardRow, Failure> {
         let (name, mine) = (&self.name, self.mine());
         let sql = format!(
-            "SELECT generation, epoch, digest FROM {name} WHERE {mine} AND shard = {shard}"
+            "SELECT generation, epoch, digest, holder FROM {name} WHERE {mine} AND shard = {shard}"
         );
         let rows = client.query(&sql, &[]).await?;
         let Some(row) = rows.first() else {
@@ -126,7 +129,7 @@ impl ProgressTable {
             return Err(Failure::Final(ConnectorError::fatal(message)));
         };
         let generation = row.get::<_, i64>(0) as u64;
-        self.is_newest(generation)?;
+        self.is_mine(generation, row.get::<_, Option<String>>(3))?;
         let digest = row.get::<_, Option<String>>(2);
         let digest = digest.and_then(|hex| u128::from_str_radix(&hex, 16).ok()).unwrap_or(0);
         let epoch = row.get::<_, Option<i64>>(1).map(|epoch| epoch as u64);
@@ -134,9 +137,23 @@ impl ProgressTable {
         Ok(ShardRow { generation, progress })
     }
 
-    fn is_newest(&self, found: u64) -> Result<(), Failure> {
+    fn holder(&self) -> String {
+        format!("'{:016x}'", self.author.holder)
+    }
+
+    /// Whether what is found lets this generation write.
+    fn is_mine(&self, found: u64, holder: Option<String>) -> Result<(), Failure> {
         let Author { job, generation, .. } = &self.author;
         let table = &self.table;
+        let other = holder.is_some_and(|holder| format!("'{holder}'") != self.holder());
+        if found == *generation && other {
+            let message = format!(
+                "another process writes table `{table}` as generation {found} of the job {job}: it \
+                 goes on from a copy of the same state"
+            );
+            let hint = "of the two one alone can go on: end the other, and start this one again";
+            return Err(Failure::Final(ConnectorError::fatal(message).hint(hint)));
+        }
         if found <= *generation {
             return Ok(());
         }
@@ -150,13 +167,14 @@ impl ProgressTable {
     /// The end of a transaction: the step and the commit, or neither.
     pub(crate) fn commit_sql(&self, step: Step) -> String {
         let (name, mine, generation) = (&self.name, self.mine(), self.author.generation);
+        let holder = self.holder();
         let Step { shard, from, to } = step;
         let from = from.map_or("NULL".to_owned(), |epoch| number(epoch).to_string());
         let (epoch, digest) = (number(to.epoch), to.digest);
         format!(
             "WITH moved AS (UPDATE {name} SET epoch = {epoch}, digest = '{digest:032x}', \
              written = now() WHERE {mine} AND shard = {shard} AND generation = {generation} \
-             AND epoch IS NOT DISTINCT FROM {from} RETURNING 1) \
+             AND holder = {holder} AND epoch IS NOT DISTINCT FROM {from} RETURNING 1) \
              SELECT 1 / count(*) FROM moved; COMMIT"
         )
     }

@@ -18,7 +18,7 @@ use weir_engine::sink::ShardEnd;
 use weir_engine::state::{PieceRef, Pieces, Restored, StatePart};
 
 fn author(generation: u64) -> Author {
-    Author::of("theft-7", generation, 2, "archive")
+    Author::of("theft-7", (generation, 1), 2, "archive")
 }
 
 /// The next generation's writer of shard 0.
@@ -131,7 +131,7 @@ fn sinks_and_jobs_share_a_folder() {
     let spec = table(folder.path(), &[]);
     let made = sink(&spec, &[]).unwrap();
     for (job, place) in [("theft-7", 2), ("theft-7", 3), ("theft-8", 2)] {
-        let author = Author::of(job, 1, place, "archive");
+        let author = Author::of(job, (1, 1), place, "archive");
         assert_eq!(made.take_over(&author).unwrap(), None);
         for shard in [0, 1] {
             let mut out = made.open(shard, Some(&author), Arc::default()).unwrap();
@@ -195,7 +195,7 @@ fn an_older_generation_puts_no_file_more() {
     let late = made.take_over(&author(9)).unwrap_err();
     assert_eq!((late.remedy, late.message), (Remedy::Fatal, expected));
     // Another job's generations are its own.
-    let other = Author::of("theft-8", 1, 2, "archive");
+    let other = Author::of("theft-8", (1, 1), 2, "archive");
     made.take_over(&other).unwrap();
     let mut new = made.open(0, Some(&author(10)), Arc::default()).unwrap();
     new.write(2, rows(1, 1), None).unwrap();
