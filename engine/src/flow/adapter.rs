@@ -225,8 +225,7 @@ pub(crate) fn lift<'scope>(parts: OperatorParts<'scope>) -> Lifted<'scope> {
         handles.push(connect(&mut builder, stream, exchange));
     }
     let mut facts_in = builder.new_input(facts, Pipeline);
-    let mut outputs = Vec::new();
-    let mut streams = Vec::new();
+    let (mut outputs, mut streams) = (Vec::new(), Vec::new());
     for outlet in outlets {
         let (output, stream) = builder.new_output::<Carrier>();
         outputs.push((outlet, OutputBuilder::<_, NoopBuilder<Carrier>>::from(output)));
