@@ -23,6 +23,7 @@
 //!   until the job starts again or `transaction.timeout.ms` has passed.
 //! - A message that is too large, or that the topic refuses, ends the job.
 
+use arrow::datatypes::{DataType, TimeUnit};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -72,6 +73,11 @@ impl Kind {
 /// The manual of the options of both sinks.
 pub fn options() -> Vec<OptionDoc> {
     KafkaOptions::docs()
+}
+
+/// METADATA columns that can be written: key and natural type.
+pub fn metadata() -> Vec<(&'static str, DataType)> {
+    vec![("timestamp", DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())))]
 }
 
 /// The options that only a sink has, for the source of the same name to let pass. Those that decide

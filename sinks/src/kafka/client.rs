@@ -9,7 +9,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message as _};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use weir_engine::connector::{ConnectorError, Remedy};
@@ -25,6 +25,8 @@ const SLICE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(1);
 /// A wait that is longer is told.
 const SILENT_MAX: Duration = Duration::from_secs(1);
+/// Calls that are made to give up a transaction of a job that ends.
+const ABANDON_TRIES: u32 = 2;
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -194,6 +196,20 @@ impl Client {
         Ok(())
     }
 
+    /// Gives an open transaction up, as well as that can be done now: readers of committed data do
+    /// not get past it else, until its time is over.
+    pub(super) fn abandon(self) {
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        for _ in 0..ABANDON_TRIES {
+            self.producer.poll(POLL);
+            match self.producer.abort_transaction(SLICE) {
+                Err(error) if may_go_on(&error) => {}
+                // Done, or there was none.
+                _ => return,
+            }
+        }
+    }
+
     /// Sends rows, and waits until the broker has them.
     pub(super) fn send(
         &self,
@@ -258,8 +274,7 @@ impl Client {
     /// Waits until the broker has everything that was put.
     fn delivered(&self, until: Instant, waiting: &dyn Waiting) -> Result<(), ConnectorError> {
         while self.producer.in_flight_count() > 0 {
-            let late = || ConnectorError::retry("the broker did not take the rows in time");
-            let late = self.told().unwrap_or_else(late);
+            let late = ConnectorError::retry("the broker has not taken the rows yet");
             self.go_on(waiting, until, late)?;
         }
         let failed = self.producer.context().lock().undelivered.take();
@@ -278,12 +293,11 @@ impl Client {
         if error.remedy != Remedy::Retry || waiting.given_up() || now >= until {
             return Err(error);
         }
-        if let Some(told) = self.told() {
-            if told.remedy != Remedy::Retry {
-                return Err(told);
-            }
-            waiting.tell(told.message);
+        let told = self.told().unwrap_or(error);
+        if told.remedy != Remedy::Retry {
+            return Err(told);
         }
+        waiting.tell(told.message);
         Ok(())
     }
 

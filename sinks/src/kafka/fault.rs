@@ -66,6 +66,9 @@ pub(super) fn of(
 /// What became of a message.
 pub(super) fn of_message(plan: &Plan, failed: &Undelivered) -> ConnectorError {
     let Undelivered { error, topic, bytes } = failed;
+    if is_purged(error) {
+        return ConnectorError::retry("the client has given the rows up");
+    }
     if error.rdkafka_error_code() != Some(RDKafkaErrorCode::MessageSizeTooLarge) {
         return of(plan, topic, error, None);
     }

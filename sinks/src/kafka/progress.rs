@@ -40,7 +40,6 @@ use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_engine::connector::ConnectorError;
 use weir_engine::sink::{Author, Progress};
@@ -155,25 +154,28 @@ fn take(
     Ok(())
 }
 
+/// A reader of committed data, not connected yet.
+pub(super) type Reader = BaseConsumer<Told>;
+
 /// Reads the newest records of a sink. `client` has shut out whoever else may write them.
 ///
 /// # Errors
 /// What the broker says; a record that cannot be read (fatal).
 pub(super) fn read(
-    plan: &Arc<Plan>,
+    plan: &Plan,
+    reader: &Reader,
     client: &Client,
     author: &Author,
     waiting: &dyn Waiting,
 ) -> Result<Records, ConnectorError> {
     let topic = &plan.options.progress_topic;
     let until = Instant::now() + plan.transaction_max + READ_MAX;
-    let reader = reader(plan)?;
     let count = client.partitions_of(topic, REQUEST_TIMEOUT)?;
     let mut list = TopicPartitionList::new();
     let mut ends = BTreeMap::new();
     for partition in 0..count {
         let end = client.end_of(topic, partition)?;
-        wait_for(plan, &reader, (partition, end), until, waiting)?;
+        wait_for(plan, reader, (partition, end), until, waiting)?;
         let wanted = list.add_partition_offset(topic, partition, Offset::Beginning);
         wanted.map_err(|e| fault::of(plan, topic, &e, None))?;
         ends.insert(partition, end);
@@ -207,7 +209,7 @@ pub(super) fn read(
 /// Waits until readers of committed data may read a partition up to there.
 fn wait_for(
     plan: &Plan,
-    reader: &BaseConsumer<Told>,
+    reader: &Reader,
     (partition, end): (i32, i64),
     until: Instant,
     waiting: &dyn Waiting,
@@ -228,8 +230,11 @@ fn wait_for(
     }
 }
 
-/// A reader of committed data.
-fn reader(plan: &Plan) -> Result<BaseConsumer<Told>, ConnectorError> {
+/// Makes a reader.
+///
+/// # Errors
+/// Properties that contradict each other.
+pub(super) fn reader(plan: &Plan) -> Result<Reader, ConnectorError> {
     let mut config = plan.client.clone();
     let fixed = [
         // Nothing is committed; the library wants a name.
@@ -252,13 +257,12 @@ fn reader(plan: &Plan) -> Result<BaseConsumer<Told>, ConnectorError> {
 ///
 /// # Errors
 /// A topic that is not compacted; what the broker says.
-pub(super) fn make_topic(plan: &Arc<Plan>) -> Result<(), ConnectorError> {
+pub(super) fn make_topic(plan: &Plan, reader: &Reader) -> Result<(), ConnectorError> {
     let topic = &plan.options.progress_topic;
     let failed = |e: &KafkaError| fault::of(plan, topic, e, None);
-    let reader = reader(plan)?;
     let metadata = reader
         .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
-        .map_err(|e| reached(plan, &reader, &e))?;
+        .map_err(|e| reached(plan, reader, &e))?;
     let found = metadata.topics().iter().find(|t| t.name() == topic.as_str());
     let code = found.and_then(|t| t.error()).map(RDKafkaErrorCode::from);
     let exists = found.is_some_and(|t| !t.partitions().is_empty());
@@ -297,7 +301,7 @@ pub(super) fn make_topic(plan: &Arc<Plan>) -> Result<(), ConnectorError> {
 }
 
 /// Why a request failed: what was said of brokers explains it better.
-fn reached(plan: &Plan, reader: &BaseConsumer<Told>, error: &KafkaError) -> ConnectorError {
+fn reached(plan: &Plan, reader: &Reader, error: &KafkaError) -> ConnectorError {
     let topic = &plan.options.progress_topic;
     // Errors wait in the client's queue until somebody polls.
     let _ = reader.poll(LOOK_AGAIN);

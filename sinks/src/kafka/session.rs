@@ -8,7 +8,7 @@
 //! then this one ends. Anything else is a mistake that must not be written over.
 
 use std::sync::Arc;
-use weir_engine::connector::ConnectorError;
+use weir_engine::connector::{ConnectorError, Remedy};
 use weir_engine::sink::{Author, Progress};
 
 use super::Plan;
@@ -54,7 +54,8 @@ impl Session {
         let mut there = None;
         if let Some(author) = &self.author {
             client.shut_out(waiting)?;
-            let records = progress::read(&self.plan, &client, author, waiting)?;
+            let reader = progress::reader(&self.plan)?;
+            let records = progress::read(&self.plan, &reader, &client, author, waiting)?;
             there = own(&self.plan, author, &records, self.shard)?;
         }
         self.client = Some(client);
@@ -85,16 +86,25 @@ impl Session {
         }
         // Only a producer on which all went well is kept.
         let Some(client) = self.client.take() else { return Ok(()) };
-        match &self.author {
-            Some(author) => {
-                let record = Record::of(&self.plan, author, Some(after));
-                client.transact(messages, &record.entry(author, self.shard)?, waiting)?;
+        let Some(author) = &self.author else {
+            client.send(messages, waiting)?;
+            self.client = Some(client);
+            return Ok(());
+        };
+        let entry = Record::of(&self.plan, author, Some(after)).entry(author, self.shard)?;
+        match client.transact(messages, &entry, waiting) {
+            Ok(()) => {
                 self.there = Some(after);
+                self.client = Some(client);
+                Ok(())
             }
-            None => client.send(messages, waiting)?,
+            // The next producer of this id ends the transaction; here none follows.
+            Err(error) if error.remedy != Remedy::Retry || waiting.given_up() => {
+                client.abandon();
+                Err(error)
+            }
+            Err(error) => Err(error),
         }
-        self.client = Some(client);
-        Ok(())
     }
 
     fn astray(&self, found: Option<Progress>) -> ConnectorError {
@@ -157,7 +167,8 @@ pub(super) fn take_over(
     plan: &Arc<Plan>,
     author: &Author,
 ) -> Result<Option<weir_engine::time::Epoch>, ConnectorError> {
-    progress::make_topic(plan)?;
+    let reader = progress::reader(plan)?;
+    progress::make_topic(plan, &reader)?;
     let shards = 0..plan.options.shards.get();
     let mut clients = Vec::with_capacity(shards.len());
     for shard in shards {
@@ -168,7 +179,7 @@ pub(super) fn take_over(
         clients.push((shard, client));
     }
     let Some((_, first)) = clients.first() else { return Ok(None) };
-    let records = progress::read(plan, first, author, &Patient)?;
+    let records = progress::read(plan, &reader, first, author, &Patient)?;
     if newest(&records).is_some_and(|newest| newest > author.generation) {
         return Err(overtaken(plan, author, &records));
     }
