@@ -5,16 +5,17 @@
 //!   `read_committed`): groups of whole epochs go in one transaction, together with a record of how
 //!   far the shard is written (`progress.rs` has the argument). A reply that is lost is looked up,
 //!   never guessed; a generation that was overtaken gets nothing into the topic any more.
-//! - **Else at least once**: an idempotent producer; what is sent again after a failure may be there
-//!   twice.
+//! - **Else at least once**: an idempotent producer; what is sent again after a failure may be
+//!   there twice.
 //! - A broker that was reached once is tried again for ever: the group is kept, nothing further is
 //!   accepted, and the notice says why. A broker that was never reached ends the job after 15 s.
 //!
 //! # Messages
 //! Values are JSON objects. In an upsert table the key is the JSON object of the PRIMARY KEY; a row
 //! taken back is a tombstone (no value), an update its new value, and of a key that changes several
-//! times in a group only the last state is sent. A METADATA column `timestamp` becomes the message's;
-//! where it is NULL or before 1970, and without one, a message has the time at which it was sent.
+//! times in a group only the last state is sent. A METADATA column `timestamp` becomes the
+//! message's; where it is NULL or before 1970, and without one, a message has the time at which it
+//! was sent.
 //!
 //! # Limits
 //! - The topic must exist: one that a broker makes by itself has whatever partitions its defaults

@@ -459,16 +459,17 @@ fn upserts_and_tombstones() {
 
 #[test]
 fn a_message_that_is_too_large_says_what_to_do() {
-    let topic = Topic::of(1);
-    // What the client refuses, and what the broker does.
-    for options in [&[][..], &[("properties.max.request.size", "5000000")]] {
-        for author in [None, Some(author(1))] {
+    for author in [None, Some(author(1))] {
+        let topic = Topic::of(2);
+        // What the client refuses, and what the broker does.
+        for options in [&[][..], &[("properties.max.request.size", "5000000")]] {
             let sink = topic.sink(options);
             if let Some(author) = &author {
                 sink.take_over(author).unwrap();
             }
             let mut writer = sink.open(0, author.as_ref(), Arc::default()).unwrap();
-            writer.write(1, batch(&[(&"x".repeat(2_000_000), 1)]), None).unwrap();
+            // The first row goes to another partition, which takes it.
+            writer.write(1, batch(&[("k", 1), (&"x".repeat(2_000_000), 1)]), None).unwrap();
             let error = writer.end_epoch(end(1)).unwrap_err();
             assert_eq!(error.remedy, Remedy::Fatal, "{error}");
             let expected = format!(
@@ -479,10 +480,16 @@ fn a_message_that_is_too_large_says_what_to_do() {
             assert_eq!(error.message, expected);
             assert!(error.hint.unwrap().contains("max.message.bytes"));
         }
+        if author.is_some() {
+            // Nor is a transaction left open, which would hide what comes after.
+            let mut after = topic.sink(&[]).open(0, None, Arc::default()).unwrap();
+            write(after.as_mut(), 1).unwrap();
+            write(after.as_mut(), 2).unwrap();
+            let mut found = topic.committed();
+            found.sort();
+            assert_eq!(found, rows(1..=2));
+        }
     }
-    // Nor do they leave a transaction open, which would hide what comes after.
-    write(topic.sink(&[]).open(0, None, Arc::default()).unwrap().as_mut(), 1).unwrap();
-    assert_eq!(topic.committed(), rows(1..=1));
 }
 
 #[test]
@@ -586,4 +593,49 @@ fn the_timestamp_is_the_messages() {
     let message = consumer.poll(PATIENCE).unwrap().unwrap();
     assert_eq!(message.payload(), Some(&b"{\"k\":\"a\"}"[..]));
     assert_eq!(message.timestamp().to_millis(), Some(1_700_000_000_123));
+}
+
+/// A sink through TLS and a password.
+fn secured(topic: &Topic, options: &[(&str, &str)]) -> Box<dyn Sink> {
+    let variable = |name: &str| {
+        std::env::var(name)
+            .unwrap_or_else(|_| panic!("{name} is not set: `cargo xtask services up kafka`"))
+    };
+    let [servers, user, secret, ca] = ["", "_USER", "_SECRET", "_CA"]
+        .map(|part| variable(&format!("WEIR_TEST_KAFKA_SASL{part}")));
+    let mut all = vec![
+        ("properties.bootstrap.servers", servers.as_str()),
+        ("properties.security.protocol", "SASL_SSL"),
+        ("properties.sasl.mechanism", "PLAIN"),
+        ("properties.ssl.ca.location", &ca),
+        ("properties.sasl.username", &user),
+        ("properties.sasl.password", &secret),
+    ];
+    all.retain(|(key, _)| options.iter().all(|(other, _)| other != key));
+    all.extend(options);
+    topic.sink(&all)
+}
+
+#[test]
+fn a_wrong_password_ends_it_wherever_it_is_found() {
+    let topic = Topic::of(1);
+    let sink = secured(&topic, &[]);
+    sink.probe().unwrap();
+    write(take(sink.as_ref(), 1).as_mut(), 1).unwrap();
+    assert_eq!(topic.committed(), rows(1..=1));
+
+    let sink = secured(&topic, &[("properties.sasl.password", "Zaunkoenig-77")]);
+    let began = Instant::now();
+    let errors = [
+        sink.probe().unwrap_err(),
+        sink.take_over(&author(2)).unwrap_err(),
+        sink.open(0, Some(&author(1)), Arc::default()).err().unwrap(),
+        sink.open(0, None, Arc::default()).err().unwrap(),
+    ];
+    for error in errors {
+        assert_eq!(error.remedy, Remedy::Reconfigure, "{error}");
+        assert!(error.message.contains("refuses to authenticate table `t`"), "{error}");
+        assert!(!format!("{error:?}").contains("Zaunkoenig"), "{error:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "it was tried again and again");
 }

@@ -27,8 +27,8 @@
 //! # Limits
 //! A transaction that a dead writer of another job has left open in the progress topic holds
 //! recoveries back until the broker ends it (`transaction.timeout.ms`, a minute by default). The
-//! topic is read as a whole; it is made with segments of 16 MiB, of which the broker's cleaner leaves
-//! few.
+//! topic is read as a whole; it is made with segments of 16 MiB, of which the broker's cleaner
+//! leaves few.
 
 use futures::executor::block_on;
 use rdkafka::Offset;
@@ -282,7 +282,7 @@ pub(super) fn make_topic(plan: &Plan, reader: &Reader) -> Result<(), ConnectorEr
     let made = block_on(admin.create_topics([&wanted], &options)).map_err(|e| failed(&e))?;
     match made.into_iter().next() {
         Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => check_topic(plan, &admin, &options),
-        Some(Err((_, code))) if code == RDKafkaErrorCode::TopicAuthorizationFailed => {
+        Some(Err((_, RDKafkaErrorCode::TopicAuthorizationFailed))) => {
             let message = format!(
                 "table `{}` may not make the topic `{topic}` at {}, which is to remember what is \
                  written",

@@ -21,6 +21,9 @@ use super::{Kind, Plan};
 use crate::group::Group;
 
 const BYTES_MAX: usize = 8 << 20;
+/// The least rest between two groups. A broker is not done with a transaction when it says that it
+/// is committed; one that comes sooner is refused, and tried again by the client only 20 ms later.
+const REST_MIN: Duration = Duration::from_millis(3);
 
 /// Writes one shard.
 pub(super) struct Writer {
@@ -109,7 +112,7 @@ impl SinkWriter for Writer {
     fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
         self.ended = Progress { epoch: end.epoch, digest: end.digest };
         let options = &self.plan.options;
-        let rested = self.sent_at.is_none_or(|sent| sent.elapsed() >= options.linger);
+        let rested = self.sent_at.is_none_or(|sent| sent.elapsed() >= options.linger.max(REST_MIN));
         let full = self.group.rows() >= options.rows_max as usize;
         if self.group.rows() == 0 || rested || full || self.group.bytes() >= BYTES_MAX {
             self.commit(None)?;
