@@ -14,7 +14,8 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use weir_engine::connector::{ColumnSpec, ConnectorError, Remedy, TableSpec};
 use weir_engine::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
@@ -372,6 +373,63 @@ fn a_commit_that_never_arrived_is_sent_again() {
     write(writer.as_mut(), 3).unwrap();
     assert_eq!(topic.committed(), rows(1..=3));
     assert_eq!(report.rows.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn whatever_links_and_generations_do_each_row_is_there_once() {
+    let topic = Topic::of(1);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut zombie: Option<(Proxy, JoinHandle<ConnectorError>)> = None;
+    for generation in 1..=4 {
+        let link = Proxy::of(&broker());
+        let sink = topic.sink(&[
+            ("properties.bootstrap.servers", &link.address),
+            ("properties.transaction.timeout.ms", "1000"),
+        ]);
+        let there = sink.take_over(&author(generation)).unwrap();
+        let mut writer = open(sink.as_ref(), generation);
+        assert_eq!(writer.progress().map(|p| p.epoch), there);
+        let mut epoch = there.unwrap_or(0);
+        let done = stop.clone();
+        let writing = std::thread::spawn(move || {
+            loop {
+                if done.load(Ordering::Relaxed) {
+                    return ConnectorError::retry(epoch.to_string());
+                }
+                epoch += 1;
+                if let Err(error) = write(writer.as_mut(), epoch) {
+                    return error;
+                }
+            }
+        });
+        if let Some((old, zombie)) = zombie.take() {
+            // What it holds in its hands is too late; the live one is shut out in between.
+            old.rule(Rule::Pass);
+            let error = zombie.join().unwrap();
+            assert_eq!(error.remedy, Remedy::Fatal, "{error}");
+            let begins = format!("generation {generation} of job `job-1` has taken over");
+            assert!(error.message.starts_with(&begins), "{error}");
+        }
+        for (rule, millis) in [
+            (Rule::HoldEnd, 300),
+            (Rule::Pass, 300),
+            (Rule::LoseReply, 1_200 / generation),
+            (Rule::Pass, 700),
+            (Rule::Down, 150 * generation),
+            (Rule::Pass, 500),
+            (Rule::HoldEnd, 400 * (generation - 1)),
+        ] {
+            link.rule(rule);
+            std::thread::sleep(Duration::from_millis(millis));
+        }
+        zombie = Some((link, writing));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (link, last) = zombie.unwrap();
+    link.rule(Rule::Pass);
+    let written: u64 = last.join().unwrap().message.parse().unwrap();
+    assert!(written > 20, "{written} epochs");
+    assert_eq!(topic.committed(), rows(1..=written));
 }
 
 #[test]
