@@ -33,7 +33,6 @@
 use futures::executor::block_on;
 use rdkafka::Offset;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -266,8 +265,8 @@ pub(super) fn make_topic(plan: &Plan, reader: &Reader) -> Result<(), ConnectorEr
     let found = metadata.topics().iter().find(|t| t.name() == topic.as_str());
     let code = found.and_then(|t| t.error()).map(RDKafkaErrorCode::from);
     let exists = found.is_some_and(|t| !t.partitions().is_empty());
-    let admin: AdminClient<DefaultClientContext> =
-        plan.client.create().map_err(|e| plan.no_client(&e))?;
+    let admin: AdminClient<Told> =
+        plan.client.create_with_context(Told::of(topic)).map_err(|e| plan.no_client(&e))?;
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
     if exists {
         return check_topic(plan, &admin, &options);
@@ -313,7 +312,7 @@ fn reached(plan: &Plan, reader: &Reader, error: &KafkaError) -> ConnectorError {
 
 fn check_topic(
     plan: &Plan,
-    admin: &AdminClient<DefaultClientContext>,
+    admin: &AdminClient<Told>,
     options: &AdminOptions,
 ) -> Result<(), ConnectorError> {
     let topic = &plan.options.progress_topic;
