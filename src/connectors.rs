@@ -59,7 +59,7 @@ const NO_METADATA: fn() -> Vec<(&'static str, DataType)> = Vec::new;
 
 /// All connectors.
 pub fn all() -> Connectors {
-    use weir_sinks::{blackhole, postgres, print};
+    use weir_sinks::{blackhole, kafka as kafka_sink, postgres, print};
     use weir_sources::{kafka, mqtt};
     let mut connectors = Connectors::default();
     connectors.add(Composed {
@@ -71,10 +71,17 @@ pub fn all() -> Connectors {
     });
     connectors.add(Composed {
         name: "kafka",
-        options: vec![kafka::options],
+        options: vec![kafka::options, kafka_sink::options],
         metadata: kafka::metadata,
-        source: Some(|t| kafka::source(t, &[])),
-        sink: None,
+        source: Some(|t| kafka::source(t, &kafka_sink::options_of_sink_alone())),
+        sink: Some(|t| kafka_sink::sink(t, &kafka::options())),
+    });
+    connectors.add(Composed {
+        name: "upsert-kafka",
+        options: vec![kafka_sink::options],
+        metadata: kafka_sink::metadata,
+        source: None,
+        sink: Some(kafka_sink::upsert_sink),
     });
     connectors.add(Composed {
         name: "mqtt",

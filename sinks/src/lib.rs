@@ -7,5 +7,8 @@
 
 pub mod blackhole;
 pub mod filesystem;
+pub mod kafka;
 pub mod postgres;
 pub mod print;
+
+mod group;

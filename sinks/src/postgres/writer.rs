@@ -19,10 +19,11 @@ use weir_engine::state::Pieces;
 use weir_engine::time::Epoch;
 
 use super::Plan;
-use super::group::{Group, Prepared};
+use super::group::{Prepared, prepare};
 use super::nul;
 use super::progress::{ProgressTable, Step};
 use super::session::Session;
+use crate::group::Group;
 
 /// A transaction should not take longer.
 const TRANSACTION_AIM: Duration = Duration::from_secs(1);
@@ -93,7 +94,7 @@ impl Writer {
     fn commit(&mut self, time_max: Option<Duration>) -> Result<(), ConnectorError> {
         self.waiting_since = None;
         if self.group.rows() > 0 {
-            let prepared = self.group.prepare();
+            let prepared = prepare(&self.group);
             let prepared =
                 prepared.map_err(|e| ConnectorError::fatal(format!("rows for PostgreSQL: {e}")))?;
             let bytes = prepared.written.as_ref().map_or(0, Vec::len);

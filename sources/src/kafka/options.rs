@@ -1,9 +1,9 @@
 //! Options of the `kafka` source, and the client's configuration that follows from them.
 
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
 use std::collections::BTreeMap;
 use weir_connect::json::{JsonOptions, TimestampStandard};
+use weir_connect::kafka::{Settings, client_config};
 use weir_connect::options::{Prefixed, bad_value, mask_url};
 use weir_engine::connector::{OptionDoc, OptionError, TableSpec};
 
@@ -219,7 +219,6 @@ fn client(
     options: &KafkaOptions,
     errors: &mut Vec<OptionError>,
 ) -> ClientConfig {
-    let mut config = ClientConfig::new();
     let defaults = [
         ("client.id", "weir"),
         // Some group is needed by the library even where nothing is committed.
@@ -237,37 +236,6 @@ fn client(
         ("fetch.error.backoff.ms", "100"),
         ("fetch.wait.max.ms", "100"),
     ];
-    for (key, value) in defaults {
-        config.set(key, value);
-    }
-    for (key, value) in options.properties.iter().filter(|(key, _)| !IGNORED.contains(key)) {
-        if key == "sasl.jaas.config" {
-            match jaas(value) {
-                Some((user, password)) => {
-                    config.set("sasl.username", user).set("sasl.password", password);
-                }
-                None => errors.push(OptionError {
-                    hint: Some("use 'properties.sasl.username' and '….password'".to_owned()),
-                    ..bad_value(table, "properties.sasl.jaas.config", "names no user and password")
-                }),
-            }
-            continue;
-        }
-        match (key, property_fault(key, value)) {
-            // By this name it has a default above: two names of one property would be set in any
-            // order.
-            ("max.partition.fetch.bytes", None) => {
-                config.set("fetch.message.max.bytes", value);
-            }
-            (_, None) => {
-                config.set(key, value);
-            }
-            (_, Some(what)) => errors.push(OptionError {
-                hint: java_hint(key),
-                ..bad_value(table, &format!("properties.{key}"), &what)
-            }),
-        }
-    }
     let fixed = [
         ("enable.auto.commit", "false"),
         ("enable.auto.offset.store", "false"),
@@ -276,46 +244,8 @@ fn client(
         ("allow.auto.create.topics", "false"),
         ("statistics.interval.ms", "500"),
     ];
-    for (key, value) in fixed {
-        config.set(key, value);
-    }
-    config
-}
-
-/// What librdkafka has against a property; the value is not told.
-fn property_fault(key: &str, value: &str) -> Option<String> {
-    let mut alone = ClientConfig::new();
-    alone.set(key, value);
-    match alone.create_native_config() {
-        Ok(_) => None,
-        Err(KafkaError::ClientConfig(
-            rdkafka::types::RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN,
-            ..,
-        )) => Some("is no property of librdkafka".to_owned()),
-        Err(_) => Some("has a value that librdkafka does not accept".to_owned()),
-    }
-}
-
-fn java_hint(key: &str) -> Option<String> {
-    let hint = match key {
-        "ssl.truststore.location" | "ssl.truststore.password" | "ssl.truststore.type" => {
-            "export the trust store as PEM and name it in 'properties.ssl.ca.location'"
-        }
-        "ssl.keystore.location" | "ssl.keystore.type" => {
-            "use 'properties.ssl.certificate.location' and 'properties.ssl.key.location'"
-        }
-        _ => "librdkafka's CONFIGURATION.md lists all properties",
-    };
-    Some(hint.to_owned())
-}
-
-/// User and password in the configuration of Java's login modules: `… username="u" password="p";`.
-fn jaas(text: &str) -> Option<(String, String)> {
-    let value = |key: &str| {
-        let after = &text[text.find(&format!("{key}=\""))? + key.len() + 2..];
-        Some(after[..after.find('"')?].to_owned())
-    };
-    Some((value("username")?, value("password")?))
+    let settings = Settings { defaults: &defaults, ignored: &IGNORED, fixed: &fixed };
+    client_config(table, &options.properties, settings, errors)
 }
 
 #[cfg(test)]
@@ -335,13 +265,5 @@ mod tests {
             assert_eq!(specific_offsets(wrong), None, "{wrong}");
         }
         assert_eq!(specific_offsets("partition:0,offset:1;partition:0,offset:2"), None);
-    }
-
-    #[test]
-    fn javas_login_configuration_names_user_and_password() {
-        let text = "org.apache.kafka.common.security.plain.PlainLoginModule required \
-                    username=\"al\" password=\"se cret\";";
-        assert_eq!(jaas(text), Some(("al".into(), "se cret".into())));
-        assert_eq!(jaas("required username=\"al\";"), None);
     }
 }

@@ -6,7 +6,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
-use weir_connect::options::did_you_mean;
+use weir_connect::kafka::topic_hint;
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
 use weir_engine::source::SplitSpec;
@@ -109,18 +109,7 @@ fn suggest(topic: &Topic, client: &Client, error: ConnectorError) -> ConnectorEr
         return error;
     }
     let Ok(all) = client.fetch_metadata(None, REQUEST_TIMEOUT) else { return error };
-    let mut names: Vec<&str> = all.topics().iter().map(|t| t.name()).collect();
-    names.retain(|name| !name.starts_with("__"));
-    names.sort_unstable();
-    match did_you_mean(&topic.name, names.iter().copied()) {
-        Some(meant) => error.hint(format!("did you mean `{meant}`?")),
-        None if names.is_empty() => error.hint("the broker has no topics; create it first"),
-        None => {
-            let more = if names.len() > 10 { ", …" } else { "" };
-            names.truncate(10);
-            error.hint(format!("the broker has {}{more}", names.join(", ")))
-        }
-    }
+    error.hint(topic_hint(&topic.name, all.topics().iter().map(|t| t.name())))
 }
 
 fn ranges(

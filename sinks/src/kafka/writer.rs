@@ -1,0 +1,135 @@
+//! One shard: gathers whole epochs and sends them as groups.
+//!
+//! # How large a group is
+//! It is sent at the end of an epoch, once `sink.buffer-flush.interval` has passed since the last
+//! one was, or it has as many rows or bytes as a group may have. So rows that come after a pause do
+//! not wait, and where epochs come faster than transactions are made, they share one. A single
+//! epoch is never cut.
+
+use arrow::array::RecordBatch;
+use arrow::buffer::ScalarBuffer;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use weir_connect::retry::Retrying;
+use weir_engine::connector::ConnectorError;
+use weir_engine::sink::{Author, Progress, ShardEnd, SinkReport, SinkWriter};
+use weir_engine::time::Epoch;
+
+use super::client::Reporting;
+use super::session::Session;
+use super::{Kind, Plan};
+use crate::group::Group;
+
+const BYTES_MAX: usize = 8 << 20;
+/// The least rest between two groups. A broker is not done with a transaction when it says that it
+/// is committed; one that comes sooner is refused, and tried again by the client only 20 ms later.
+const REST_MIN: Duration = Duration::from_millis(3);
+
+/// Writes one shard.
+pub(super) struct Writer {
+    plan: Arc<Plan>,
+    session: Session,
+    retrying: Retrying<'static>,
+    report: Arc<SinkReport>,
+    group: Group,
+    sent_at: Option<Instant>,
+    ended: Progress,
+    committed: Epoch,
+}
+
+impl Writer {
+    pub(super) fn open(
+        plan: Arc<Plan>,
+        shard: u32,
+        author: Option<&Author>,
+        report: Arc<SinkReport>,
+    ) -> Result<Writer, ConnectorError> {
+        let mut session = Session::of(plan.clone(), shard, author.cloned());
+        let (notices, stop) = (report.clone(), report.clone());
+        let mut retrying =
+            Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
+        retrying.run(|| {
+            let waiting = Reporting::to(&report, plan.what());
+            session.open(&waiting).inspect(|()| waiting.over())
+        })?;
+        Ok(Writer {
+            group: Group::keyed_by(plan.columns.primary.clone()),
+            committed: session.there().map_or(0, |there| there.epoch),
+            plan,
+            session,
+            retrying,
+            report,
+            sent_at: None,
+            ended: Progress { epoch: 0, digest: 0 },
+        })
+    }
+
+    /// Sends the group, however long that takes (at most `time_max`).
+    fn commit(&mut self, time_max: Option<Duration>) -> Result<(), ConnectorError> {
+        if self.group.rows() > 0 {
+            let messages = self.plan.columns.messages(&self.group);
+            let messages =
+                messages.map_err(|e| ConnectorError::fatal(format!("rows for Kafka: {e}")))?;
+            let (session, report, plan) = (&mut self.session, &self.report, &self.plan);
+            let after = self.ended;
+            self.retrying.run_for(time_max, || {
+                let waiting = Reporting::to(report, plan.what());
+                session.send(&messages, after, &waiting).inspect(|()| waiting.over())
+            })?;
+            self.report.committed(messages.rows, messages.bytes.len() as u64);
+            self.group.clear();
+            self.sent_at = Some(Instant::now());
+        }
+        self.committed = self.committed.max(self.ended.epoch);
+        Ok(())
+    }
+}
+
+impl SinkWriter for Writer {
+    fn progress(&self) -> Option<Progress> {
+        self.session.there()
+    }
+
+    fn write(
+        &mut self,
+        epoch: Epoch,
+        rows: RecordBatch,
+        diffs: Option<ScalarBuffer<i64>>,
+    ) -> Result<(), ConnectorError> {
+        let backwards = diffs.as_ref().is_some_and(|d| d.iter().any(|&diff| diff < 0));
+        if backwards && self.plan.kind == Kind::Append {
+            let table = &self.plan.table;
+            let message = format!("table `{table}`: connector 'kafka' cannot take rows back");
+            let hint = "use the connector 'upsert-kafka' and a PRIMARY KEY";
+            return Err(ConnectorError::fatal(message).hint(hint));
+        }
+        if rows.num_rows() > 0 {
+            self.group.push(epoch, rows, diffs);
+        }
+        Ok(())
+    }
+
+    fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+        self.ended = Progress { epoch: end.epoch, digest: end.digest };
+        let options = &self.plan.options;
+        let rested = self.sent_at.is_none_or(|sent| sent.elapsed() >= options.linger.max(REST_MIN));
+        let full = self.group.rows() >= options.rows_max as usize;
+        if self.group.rows() == 0 || rested || full || self.group.bytes() >= BYTES_MAX {
+            self.commit(None)?;
+        }
+        Ok(self.committed)
+    }
+
+    fn flush(&mut self) -> Result<Epoch, ConnectorError> {
+        self.commit(None)?;
+        Ok(self.committed)
+    }
+
+    fn finish(&mut self) -> Result<(), ConnectorError> {
+        let rows = self.group.rows();
+        self.commit(Some(self.plan.options.close_timeout)).map_err(|mut error| {
+            error.message = format!("{} ({rows} rows were not written)", error.message);
+            error
+        })
+    }
+}
