@@ -44,8 +44,12 @@ fn goes_on(world: &mut World) -> Result<bool> {
     Ok(world.faults < FAULTS_MIN || world.faults < FAULTS_MAX && world.under_load()?)
 }
 
+/// Kills some time after the start, by turns whatever it has done by then, or once it has committed.
 fn kill(world: &mut World) -> Result<()> {
     while goes_on(world)? {
+        if world.faults.is_multiple_of(2) {
+            world.until_commit(PATIENCE)?;
+        }
         let time = world.random.millis(300, 2_000);
         world.work(time)?;
         world.kill()?;

@@ -39,7 +39,7 @@ impl Weir {
         command.args(["--pdeathsig", "KILL", "--"]).args(start.before).arg(start.program);
         command.args(["run", "-w", &start.workers.to_string(), "--state"]).arg(start.state);
         command.args(["--checkpoint-interval", start.interval]).arg(start.script);
-        command.stdout(file.try_clone()?).stderr(file);
+        command.env("WEIR_LOG", "info").stdout(file.try_clone()?).stderr(file);
         Ok(Weir { child: process::spawn(&mut command)?, log })
     }
 
