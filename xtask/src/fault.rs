@@ -63,6 +63,10 @@ pub(crate) enum Fault {
     Corrupt,
     /// A process that was stopped goes on after another has taken over.
     Zombie,
+    /// Two go on from the same state: one on a snapshot of the other's disk.
+    Twin,
+    /// SIGTERM, again and again: nothing bad, but the same promise.
+    Stop,
     /// The disk under the state is full for a while.
     FullDisk,
     /// The MQTT broker is started again: not built yet.
@@ -70,7 +74,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Fault; 10] = [
+    const ALL: [Fault; 12] = [
         Fault::Kill,
         Fault::Checkpoint,
         Fault::Reply,
@@ -79,6 +83,8 @@ impl Fault {
         Fault::Kafka,
         Fault::Corrupt,
         Fault::Zombie,
+        Fault::Twin,
+        Fault::Stop,
         Fault::FullDisk,
         Fault::Mqtt,
     ];
@@ -96,6 +102,8 @@ impl Fault {
             Fault::Kafka => "kafka",
             Fault::Corrupt => "corrupt",
             Fault::Zombie => "zombie",
+            Fault::Twin => "twin",
+            Fault::Stop => "stop",
             Fault::FullDisk => "full-disk",
             Fault::Mqtt => "mqtt",
         }

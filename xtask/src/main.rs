@@ -42,7 +42,8 @@ cargo xtask COMMAND
       --seconds S --weir-args '-w 2' --weir PATH
   fault                 kills, outages and lost replies under load: the results stay equal
       --kind K (again and again) or --set ci|full
-      K: kill checkpoint reply reply-cut postgres kafka corrupt zombie full-disk mqtt
+      K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk
+         mqtt
       --runs N --seed S --rate ROWS/S --outage S --weir PATH --record FILE
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
       --runs N --workers N --weir PATH --data DIR";

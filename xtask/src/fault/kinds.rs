@@ -34,6 +34,8 @@ pub(super) fn inflict(world: &mut World, fault: Fault) -> Result<()> {
         Fault::Kafka => outage(world, Kind::Kafka),
         Fault::Corrupt => corrupt(world),
         Fault::Zombie => zombie(world),
+        Fault::Twin => twin(world),
+        Fault::Stop => stop(world),
         Fault::FullDisk => full_disk(world),
         Fault::Mqtt => bail!("not built yet: rows of MQTT have to be compared without duplicates"),
     }
@@ -180,8 +182,11 @@ fn corrupt(world: &mut World) -> Result<()> {
             let all = state::manifests(&world.state);
             Ok(all.len() > 1 && all.last().is_some_and(|last| *last > before))
         })?;
+        // Half of the time no second one has been made since the last that was spoiled.
         let time = world.random.millis(0, 1_500);
-        world.work(time)?;
+        if world.random.below(2) == 0 {
+            world.work(time)?;
+        }
         world.kill()?;
         let (manifest, own) = state::newest(&world.state)?;
         let named = manifest.file_name().context("a name")?.to_string_lossy().into_owned();
@@ -245,6 +250,56 @@ fn zombie(world: &mut World) -> Result<()> {
         process::ended(status),
         first.tail()
     );
+    Ok(())
+}
+
+/// Two go on from the same state: the one that was killed, and another on a snapshot of its disk.
+fn twin(world: &mut World) -> Result<()> {
+    world.until("two checkpoints", PATIENCE, |world| {
+        Ok(state::manifests(&world.state).len() > 1 && world.progress().is_some())
+    })?;
+    let time = world.random.millis(0, 2_000);
+    world.work(time)?;
+    world.kill()?;
+    let snapshot = world.folder.join("snapshot");
+    state::copy(&world.state, &snapshot)?;
+    world.start()?;
+    let mut second = world.launch(&snapshot)?;
+    let began = Instant::now();
+    let (status, tail) = loop {
+        if let Some(status) = world.weir()?.ended()? {
+            let tail = world.weir()?.tail();
+            world.state.clone_from(&snapshot);
+            world.weir = Some(second);
+            break (status, tail);
+        }
+        if let Some(status) = second.ended()? {
+            break (status, second.tail());
+        }
+        let tail = second.tail();
+        ensure!(began.elapsed() < PATIENCE, "both go on\n{tail}\n{}", world.weir()?.tail());
+        thread::sleep(Duration::from_millis(20));
+    };
+    println!("    one of two ended after {:.1} s", began.elapsed().as_secs_f64());
+    if status.code() != Some(1) || !tail.contains("taken") {
+        let ended = process::ended(status);
+        world.complaints.push(format!("the one that lost ended with {ended}\n{tail}"));
+    }
+    Ok(())
+}
+
+/// Stops it in order and starts it again, as for a new version.
+fn stop(world: &mut World) -> Result<()> {
+    while goes_on(world)? {
+        let time = world.random.millis(300, 2_000);
+        world.work(time)?;
+        if world.faults.is_multiple_of(2) {
+            world.until_commit(PATIENCE)?;
+        }
+        world.weir()?.stop()?;
+        world.faults += 1;
+        world.start()?;
+    }
     Ok(())
 }
 
