@@ -1,6 +1,6 @@
-//! `cargo xtask fault`: what is killed, cut off or spoiled under load must leave no trace in results.
+//! `cargo xtask fault`: what is killed, cut off or spoiled under load leaves no trace in results.
 //!
-//! A run generates meter readings with known answers (`../shared/truth`), publishes them at a steady
+//! A run generates meter readings with known answers (../shared/truth), publishes them at a steady
 //! rate to a real Kafka, and has `weir run --state` write the job's tables to a real PostgreSQL, in
 //! a database of the run's own. Meanwhile something bad happens ([`Fault`]); weir is started again
 //! as a supervisor would, each time with another number of workers. In the end weir is stopped in

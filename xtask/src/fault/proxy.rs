@@ -173,8 +173,11 @@ fn replies(
         };
         body.resize(length, 0);
         from.read_exact(&mut body)?;
-        if head[0] == b'C' && body == b"COMMIT\0" && lost() {
-            return to.flush();
+        if head[0] == b'C' && body == b"COMMIT\0" {
+            to.flush()?;
+            if lost() {
+                return Ok(());
+            }
         }
         to.write_all(&head)?;
         to.write_all(&body)?;
