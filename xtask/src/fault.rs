@@ -11,6 +11,10 @@
 //! A run's data, job and times follow from its seed, which is printed. The machine's own pace is
 //! not replayed: a failure may need some runs of its seed to come again. The folder of a run that
 //! failed stays, with data, logs, state and what the database had.
+//!
+//! # Limits
+//! Rows come from Kafka only. With MQTT a broker that starts again may deliver rows twice by right,
+//! so results would have to be compared without duplicates.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -69,12 +73,10 @@ pub(crate) enum Fault {
     Stop,
     /// The disk under the state is full for a while.
     FullDisk,
-    /// The MQTT broker is started again: not built yet.
-    Mqtt,
 }
 
 impl Fault {
-    const ALL: [Fault; 12] = [
+    const ALL: [Fault; 11] = [
         Fault::Kill,
         Fault::Checkpoint,
         Fault::Reply,
@@ -86,7 +88,6 @@ impl Fault {
         Fault::Twin,
         Fault::Stop,
         Fault::FullDisk,
-        Fault::Mqtt,
     ];
     /// Those of CI.
     const CI: [Fault; 4] = [Fault::Kill, Fault::Checkpoint, Fault::Reply, Fault::Corrupt];
@@ -105,7 +106,6 @@ impl Fault {
             Fault::Twin => "twin",
             Fault::Stop => "stop",
             Fault::FullDisk => "full-disk",
-            Fault::Mqtt => "mqtt",
         }
     }
 

@@ -43,7 +43,6 @@ cargo xtask COMMAND
   fault                 kills, outages and lost replies under load: the results stay equal
       --kind K (again and again) or --set ci|full
       K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk
-         mqtt
       --runs N --seed S --rate ROWS/S --outage S --weir PATH --record FILE
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
       --runs N --workers N --weir PATH --data DIR";
