@@ -43,6 +43,9 @@ use world::World;
 
 /// Rows a second that are published.
 const RATE: u64 = 20_000;
+/// Seconds for which rows are published, where the fault itself takes no time.
+const SECONDS: u64 = 16;
+const SECONDS_CI: u64 = 8;
 /// Seconds for which a server is away.
 const OUTAGE: u64 = 10;
 const OUTAGE_FULL: u64 = 60;
@@ -142,6 +145,7 @@ struct Plan {
     runs: u64,
     seed: u64,
     rate: u64,
+    seconds: u64,
     outage: u64,
 }
 
@@ -151,11 +155,12 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     while let Some(fault) = args.option("--kind")? {
         faults.push(fault);
     }
-    let (all, runs, outage) = match args.option::<String>("--set")?.as_deref() {
-        Some("ci") => (Fault::CI.to_vec(), 1, OUTAGE),
-        Some("full") => (Fault::ALL.to_vec(), RUNS_FULL, OUTAGE_FULL),
+    let set = args.option::<String>("--set")?;
+    let (all, runs, seconds, outage) = match set.as_deref() {
+        Some("ci") => (Fault::CI.to_vec(), 1, SECONDS_CI, OUTAGE),
+        Some("full") => (Fault::ALL.to_vec(), RUNS_FULL, SECONDS, OUTAGE_FULL),
         Some(other) => bail!("--set is ci or full, not {other}"),
-        None => (Fault::ALL.to_vec(), 1, OUTAGE),
+        None => (Fault::ALL.to_vec(), 1, SECONDS, OUTAGE),
     };
     let plan = Plan {
         weir: places::weir(args.option::<PathBuf>("--weir")?)?,
@@ -163,6 +168,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         runs: args.option("--runs")?.unwrap_or(runs),
         seed: args.option("--seed")?.unwrap_or_else(fresh_seed),
         rate: args.option("--rate")?.unwrap_or(RATE),
+        seconds,
         outage: args.option("--outage")?.unwrap_or(outage),
     };
     let record = args.option::<PathBuf>("--record")?;
@@ -180,6 +186,7 @@ pub(crate) fn ci(weir: &Path, services: &mut Services) -> Result<Tally> {
         runs: 1,
         seed: fresh_seed(),
         rate: RATE,
+        seconds: SECONDS_CI,
         outage: OUTAGE,
     };
     run(&plan, services, None)

@@ -36,6 +36,8 @@ struct Shared {
     /// The client's process; 0 while there is none.
     victim: AtomicU32,
     sprung: AtomicUsize,
+    /// Clients so far: what a dead one left on its way springs no trap.
+    clients: AtomicUsize,
     ended: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -56,6 +58,7 @@ impl Proxy {
             armed: AtomicU8::new(SAFE),
             victim: AtomicU32::new(0),
             sprung: AtomicUsize::new(0),
+            clients: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -76,6 +79,11 @@ impl Proxy {
     /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// From here on connections are those of a new client.
+    pub(super) fn next_client(&self) {
+        self.shared.clients.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whom [`Trap::Kill`] kills.
@@ -111,6 +119,7 @@ fn close(stream: &TcpStream) {
 }
 
 fn serve(client: &TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    let number = shared.clients.load(Ordering::SeqCst);
     let server = TcpStream::connect(&shared.upstream)?;
     for stream in [client, &server] {
         stream.set_nodelay(true)?;
@@ -123,7 +132,7 @@ fn serve(client: &TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
         let _closed = to.shutdown(Shutdown::Write);
     });
     let _ended = replies(BufReader::new(server.try_clone()?), BufWriter::new(client), || {
-        spring(shared, client)
+        number == shared.clients.load(Ordering::SeqCst) && spring(shared, client)
     });
     close(client);
     close(&server);
@@ -135,8 +144,12 @@ fn serve(client: &TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
 /// Whether this reply is to be lost; then its client is dead, or is about to be cut off.
 fn spring(shared: &Shared, client: &TcpStream) -> bool {
     let armed = shared.armed.swap(SAFE, Ordering::SeqCst);
+    if armed == SAFE {
+        return false;
+    }
+    // Whoever sees the client dead must see why.
+    shared.sprung.fetch_add(1, Ordering::SeqCst);
     match armed {
-        SAFE => return false,
         KILL => {
             let victim = shared.victim.swap(0, Ordering::SeqCst);
             if victim != 0 {
@@ -145,7 +158,6 @@ fn spring(shared: &Shared, client: &TcpStream) -> bool {
         }
         _ => close(client),
     }
-    shared.sprung.fetch_add(1, Ordering::SeqCst);
     true
 }
 

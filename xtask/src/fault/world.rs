@@ -33,8 +33,6 @@ const ROWS_PER_S_MIN: u64 = 3_000;
 const MINUTES: u32 = 60;
 const WARMUP_MINUTES: u32 = 75;
 const ROWS_A_METER: u64 = 4 * (MINUTES + WARMUP_MINUTES) as u64;
-/// How long publishing takes, where the fault itself takes no time.
-const SECONDS: u64 = 16;
 
 /// Jobs by turns, with all tables that they fill.
 const JOBS: [Job; 3] = [
@@ -83,7 +81,7 @@ impl<'a> World<'a> {
         folder: PathBuf,
     ) -> Result<World<'a>> {
         let job = &JOBS[(seed % JOBS.len() as u64) as usize];
-        let rows = plan.rate * (SECONDS + fault.outage(plan)) * fault.times();
+        let rows = plan.rate * (plan.seconds + fault.outage(plan)) * fault.times();
         let meters = u32::try_from(rows.div_ceil(ROWS_A_METER))?.max(100);
         let asked =
             Asked { meters, minutes: MINUTES, warmup_minutes: WARMUP_MINUTES, ..Asked::full(seed) };
@@ -150,6 +148,9 @@ impl<'a> World<'a> {
     /// Starts weir, with another number of workers than the last time.
     pub(super) fn start(&mut self) -> Result<()> {
         let before = self.database.progress();
+        if let Some(proxy) = &self.proxy {
+            proxy.next_client();
+        }
         let state = self.state.clone();
         self.weir = Some(self.launch(&state)?);
         if self.starts > 1 {
