@@ -45,7 +45,7 @@ use world::World;
 const RATE: u64 = 20_000;
 /// Seconds for which rows are published, where the fault itself takes no time.
 const SECONDS: u64 = 16;
-const SECONDS_CI: u64 = 8;
+const SECONDS_CI: u64 = 12;
 /// Seconds for which a server is away.
 const OUTAGE: u64 = 10;
 const OUTAGE_FULL: u64 = 60;

@@ -49,7 +49,7 @@ fn goes_on(world: &mut World) -> Result<bool> {
 fn kill(world: &mut World) -> Result<()> {
     while goes_on(world)? {
         if world.faults.is_multiple_of(2) {
-            world.until_commit(PATIENCE)?;
+            world.until_commit_or_end(PATIENCE)?;
         }
         let time = world.random.millis(300, 2_000);
         world.work(time)?;
@@ -110,17 +110,8 @@ fn reply(world: &mut World) -> Result<()> {
             world.random.millis(300, 2_000)
         };
         world.work(time)?;
-        let sprung = arm(world, Trap::Kill)?;
-        let began = Instant::now();
-        while world.proxy.as_ref().is_none_or(|proxy| proxy.sprung() == sprung) {
-            if let Some(status) = world.weir()?.ended()?
-                && world.proxy.as_ref().is_none_or(|proxy| proxy.sprung() == sprung)
-            {
-                let tail = world.weir()?.tail();
-                bail!("weir ended with {}\n{tail}", process::ended(status));
-            }
-            ensure!(began.elapsed() < PATIENCE, "no commit\n{}", world.weir()?.tail());
-            thread::sleep(Duration::from_millis(1));
+        if !lose_reply(world, Trap::Kill)? {
+            break;
         }
         world.weir()?.killed()?;
         world.faults += 1;
@@ -134,22 +125,35 @@ fn reply_cut(world: &mut World) -> Result<()> {
     while goes_on(world)? {
         let time = world.random.millis(300, 1_500);
         world.work(time)?;
-        let sprung = arm(world, Trap::Cut)?;
-        world.until("a commit", PATIENCE, |world| {
-            Ok(world.proxy.as_ref().is_some_and(|proxy| proxy.sprung() > sprung))
-        })?;
+        if !lose_reply(world, Trap::Cut)? {
+            break;
+        }
         world.faults += 1;
     }
     Ok(())
 }
 
-fn arm(world: &mut World, trap: Trap) -> Result<usize> {
+/// Lets the reply to the next commit be lost; false if there is nothing left to commit.
+fn lose_reply(world: &mut World, trap: Trap) -> Result<bool> {
     let pid = world.weir()?.id();
     let proxy = world.proxy.as_ref().context("no proxy")?;
-    let sprung = proxy.sprung();
+    let before = proxy.sprung();
+    let sprung = |world: &World| world.proxy.as_ref().is_some_and(|p| p.sprung() > before);
     proxy.aim(pid);
     proxy.arm(trap);
-    Ok(sprung)
+    let waited = world.until_or_end("a commit", PATIENCE, |world| Ok(sprung(world)));
+    if let Some(proxy) = &world.proxy {
+        proxy.disarm();
+    }
+    match waited {
+        // That it has ended is no error then.
+        _ if sprung(world) => Ok(true),
+        Ok(_) => {
+            ensure!(world.faults > 0, "no reply was lost");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A server crashes and is away for a while; in every second run weir is killed meanwhile, and
@@ -292,7 +296,7 @@ fn twin(world: &mut World) -> Result<()> {
 fn stop(world: &mut World) -> Result<()> {
     while goes_on(world)? {
         if world.faults.is_multiple_of(2) {
-            world.until_commit(PATIENCE)?;
+            world.until_commit_or_end(PATIENCE)?;
         }
         let time = world.random.millis(300, 2_000);
         world.work(time)?;

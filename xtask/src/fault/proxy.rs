@@ -97,6 +97,11 @@ impl Proxy {
         self.shared.armed.store(armed, Ordering::SeqCst);
     }
 
+    /// All replies pass again.
+    pub(super) fn disarm(&self) {
+        self.shared.armed.store(SAFE, Ordering::SeqCst);
+    }
+
     /// Replies that were lost so far.
     pub(super) fn sprung(&self) -> usize {
         self.shared.sprung.load(Ordering::SeqCst)

@@ -1,6 +1,7 @@
 //! The process under test: `weir run --state`, started as a supervisor would, and mistreated.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -83,7 +84,6 @@ impl Weir {
 
     /// Waits for the end of what was killed.
     pub(super) fn killed(&mut self) -> Result<()> {
-        use std::os::unix::process::ExitStatusExt;
         let status = process::wait(&mut self.child, Some(STOP_MAX))?;
         let by_us = status.signal() == Some(libc::SIGKILL);
         ensure!(by_us, "weir ended with {}\n{}", process::ended(status), self.tail());

@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const START_MAX: Duration = Duration::from_secs(60);
 /// Results that are not complete, and have not grown for so long, never will be.
 const STILL_MAX: Duration = Duration::from_secs(40);
+/// Where nothing comes in and nothing goes out for so long, nothing more will.
+const IDLE: Duration = Duration::from_secs(10);
 const ROWS_PER_S_MIN: u64 = 3_000;
 /// Rows of the generator a meter: warm-up and measured time, every 15 s.
 const MINUTES: u32 = 60;
@@ -231,10 +233,39 @@ impl<'a> World<'a> {
     /// Waits until more has been committed.
     pub(super) fn until_commit(&mut self, limit: Duration) -> Result<()> {
         let before = self.progress();
-        self.until("a commit", limit, |world| {
+        self.until("a commit", limit, |world| Ok(world.has_more_than(before.as_deref())))
+    }
+
+    /// As [`World::until_commit`]; false if there is nothing left to commit.
+    pub(super) fn until_commit_or_end(&mut self, limit: Duration) -> Result<bool> {
+        let before = self.progress();
+        self.until_or_end("a commit", limit, |world| Ok(world.has_more_than(before.as_deref())))
+    }
+
+    /// As [`World::until`]; false if all is published and for a while nothing has been committed.
+    pub(super) fn until_or_end(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<bool> {
+        let (mut grew, mut before) = (Instant::now(), self.progress());
+        let mut held = false;
+        self.until(what, limit, |world| {
+            held = holds(world)?;
             let now = world.progress();
-            Ok(now.is_some() && now != before)
-        })
+            if now != before || world.under_load()? {
+                (grew, before) = (Instant::now(), now);
+            }
+            Ok(held || grew.elapsed() > IDLE)
+        })?;
+        Ok(held)
+    }
+
+    /// Whether the database has more than it had.
+    fn has_more_than(&self, before: Option<&str>) -> bool {
+        let now = self.progress();
+        now.is_some() && now.as_deref() != before
     }
 
     /// Notes the first commit after a restart.
