@@ -13,6 +13,7 @@ use crate::args::Args;
 mod args;
 mod bench;
 mod ci;
+mod fault;
 mod outside;
 mod places;
 mod process;
@@ -39,6 +40,10 @@ cargo xtask COMMAND
       --weir PATH --keep DIR --report FILE
   throttled             50 000 rows/s into a link of 100 rows/s: memory stands still, nothing is lost
       --seconds S --weir-args '-w 2' --weir PATH
+  fault                 kills, outages and lost replies under load: the results stay equal
+      --kind K (again and again) or --set ci|full
+      K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk
+      --runs N --seed S --rate ROWS/S --outage S --weir PATH --record FILE
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
       --runs N --workers N --weir PATH --data DIR";
 
@@ -66,6 +71,7 @@ fn dispatch() -> Result<()> {
         "errors" => outside::errors_command(args),
         "truth" => truth::command(args),
         "throttled" => throttled::command(args),
+        "fault" => fault::command(args),
         "bench" => bench::command(args),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -106,6 +106,23 @@ struct Server {
     /// What asks it to stop in order.
     stop_signal: libc::c_int,
     env: Vec<(String, String)>,
+    /// Launches it on the same ports and data, and waits until it answers.
+    launch: Launch,
+}
+
+/// What starts a server, the first time and again.
+type Launch = Box<dyn Fn() -> Result<Child>>;
+
+impl Server {
+    /// Launches a server and waits until it answers.
+    fn start(
+        kind: Kind,
+        stop_signal: libc::c_int,
+        env: Vec<(String, String)>,
+        launch: Launch,
+    ) -> Result<Server> {
+        Ok(Server { kind, child: launch()?, stop_signal, env, launch })
+    }
 }
 
 /// Servers that this process started; dropping them stops them and removes their data.
@@ -152,6 +169,32 @@ impl Services {
     pub(crate) fn var(&self, name: &str) -> Result<String> {
         let found = self.env().into_iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value).with_context(|| format!("no server that sets {name} runs"))
+    }
+
+    /// Stops a server as its machine would by failing: nothing is brought to an end in order.
+    /// PostgreSQL gets what `pg_ctl stop -m immediate` sends, others are killed.
+    pub(crate) fn crash(&mut self, kind: Kind) -> Result<()> {
+        let server = self.server(kind)?;
+        let signal = if kind == Kind::Postgres { libc::SIGQUIT } else { libc::SIGKILL };
+        process::signal(server.child.id(), signal);
+        process::wait(&mut server.child, Some(STOP_MAX)).map(|_| ())
+    }
+
+    /// Starts a server that has crashed, on the same ports and data.
+    pub(crate) fn revive(&mut self, kind: Kind) -> Result<()> {
+        let server = self.server(kind)?;
+        server.child = (server.launch)().with_context(|| format!("{} again", kind.name()))?;
+        Ok(())
+    }
+
+    /// Whether a server runs.
+    pub(crate) fn runs(&mut self, kind: Kind) -> Result<bool> {
+        Ok(matches!(self.server(kind)?.child.try_wait(), Ok(None)))
+    }
+
+    fn server(&mut self, kind: Kind) -> Result<&mut Server> {
+        let found = self.servers.iter_mut().find(|server| server.kind == kind);
+        found.with_context(|| format!("{} was not started", kind.name()))
     }
 
     /// The log of a server, for who must wait until the server has seen something.

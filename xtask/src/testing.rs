@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::outside::{self, Tally};
 use crate::services::{Kind, Services};
-use crate::{places, process, throttled, truth};
+use crate::{fault, places, process, throttled, truth};
 
 /// Half of what the issue asks for: memory that stands still for 30 s more stands still.
 const THROTTLED_SECONDS: u64 = 60;
@@ -25,7 +25,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
 }
 
 fn all(quick: bool) -> Result<Tally> {
-    let services = Services::start(&Kind::ALL)?;
+    let mut services = Services::start(&Kind::ALL)?;
     let mut tally = workspace(&services)?;
     if places::shared().is_none() {
         println!(
@@ -42,9 +42,10 @@ fn all(quick: bool) -> Result<Tally> {
     tally.add(outside::errors(&weir, "", false)?);
     tally.add(outside::conformance(&weir, "", false)?);
     if quick {
-        println!("--quick: the truth and the throttled sink did not run");
+        println!("--quick: the truth, the faults and the throttled sink did not run");
     } else {
         tally.add(truth::ci(&weir, &services)?);
+        tally.add(fault::ci(&weir, &mut services)?);
         match throttled::run(&weir, "", &services, THROTTLED_SECONDS) {
             Ok(()) => tally.pass(),
             Err(error) => {

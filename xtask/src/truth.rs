@@ -25,8 +25,8 @@ mod judge;
 mod run;
 mod script;
 
-pub(crate) use data::own_script;
-use data::{Asked, Data};
+pub(crate) use data::{Asked, Data, own_script, tool};
+pub(crate) use judge::{Results, Verdict, judge};
 pub(crate) use script::Filling;
 
 /// How readings come in and results go out.
@@ -91,10 +91,10 @@ impl FromStr for Route {
 
 /// One script, and the tables that it fills: each is a kind of the truth.
 pub(crate) struct Job {
-    script: &'static str,
-    kinds: &'static [&'static str],
+    pub(crate) script: &'static str,
+    pub(crate) kinds: &'static [&'static str],
     /// The kind whose rows the late counters of all its operators count.
-    late_counted: Option<&'static str>,
+    pub(crate) late_counted: Option<&'static str>,
 }
 
 /// All jobs. `bad` is the dead-letter table.
@@ -228,7 +228,7 @@ fn full_passes(seed: u64) -> Vec<Pass> {
 }
 
 /// A seed that no run before had; it is printed, so that the run can be repeated.
-fn fresh_seed() -> u64 {
+pub(crate) fn fresh_seed() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(1, |since| since.as_millis() as u64 % 1_000_000_000)

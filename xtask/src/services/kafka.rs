@@ -37,12 +37,9 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     fs::write(&properties, plain + &secure_settings(&tls))?;
     fs::write(data.join("log4j2.xml"), LOGGING)?;
     let class_path = install::kafka_jars().join("*");
-    let java = |command: &mut Command| {
-        command
-            .arg("-Xmx512m")
-            .arg("-cp")
-            .arg(&class_path)
-            .arg(format!("-Dlog4j2.configurationFile={}", data.join("log4j2.xml").display()));
+    let logging = format!("-Dlog4j2.configurationFile={}", data.join("log4j2.xml").display());
+    let java = move |command: &mut Command| {
+        command.arg("-Xmx512m").arg("-cp").arg(&class_path).arg(&logging);
     };
 
     let mut format = Command::new("java");
@@ -51,14 +48,17 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     format.arg("--add-scram").arg(format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]"));
     process::quietly(&mut format)?;
 
-    let mut broker = command_for("java", life, "TERM");
-    java(&mut broker);
-    broker.arg("kafka.Kafka").arg(&properties);
-    let log = data.join("log");
-    let child = launch(broker, data, || {
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        text.contains("Kafka Server started") && accepts(port) && accepts(secure)
-    })?;
+    let data = data.to_owned();
+    let launch = move || {
+        let mut broker = command_for("java", life, "TERM");
+        java(&mut broker);
+        broker.arg("kafka.Kafka").arg(&properties);
+        let log = data.join("log");
+        launch(broker, &data, || {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            text.contains("Kafka Server started") && accepts(port) && accepts(secure)
+        })
+    };
     let env = vec![
         pair("WEIR_TEST_KAFKA", format!("127.0.0.1:{port}")),
         pair("WEIR_TEST_KAFKA_SASL", format!("127.0.0.1:{secure}")),
@@ -66,7 +66,7 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
         pair("WEIR_TEST_KAFKA_SASL_SECRET", PASSWORD),
         pair("WEIR_TEST_KAFKA_SASL_CA", tls.join("ca.crt").display()),
     ];
-    Ok(Server { kind: Kind::Kafka, child, stop_signal: libc::SIGTERM, env })
+    Server::start(Kind::Kafka, libc::SIGTERM, env, Box::new(launch))
 }
 
 /// `server.properties`: few partitions for the inner topics, and no wait before a first rebalance.

@@ -30,9 +30,12 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     fs::write(&config, settings(data, ports))?;
 
     let program = process::find_program("mosquitto").context("mosquitto is not installed")?;
-    let mut broker = command_for(program, life, "TERM");
-    broker.arg("-c").arg(&config);
-    let child = launch(broker, data, || ports.into_iter().all(accepts))?;
+    let folder = data.to_owned();
+    let launch = move || {
+        let mut broker = command_for(&program, life, "TERM");
+        broker.arg("-c").arg(&config);
+        launch(broker, &folder, || ports.into_iter().all(accepts))
+    };
 
     let [plain, password, tls, mutual] = ports.map(|port| format!("127.0.0.1:{port}"));
     let tls_file = |name: &str| data.join("tls").join(name).display().to_string();
@@ -48,7 +51,7 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
         pair("WEIR_TEST_MQTT_MTLS_KEY", tls_file("client.key")),
         pair("WEIR_TEST_MQTT_LOG", data.join("log").display()),
     ];
-    Ok(Server { kind: Kind::Mosquitto, child, stop_signal: libc::SIGTERM, env })
+    Server::start(Kind::Mosquitto, libc::SIGTERM, env, Box::new(launch))
 }
 
 fn settings(data: &Path, [plain, password, tls, mutual]: [u16; 4]) -> String {

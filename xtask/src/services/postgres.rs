@@ -25,20 +25,23 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     init.arg("-D").arg(&cluster).args(["-U", "postgres", "-A", "trust", "--no-sync"]);
     process::quietly(init.args(["-E", "UTF8", "--locale=C.UTF-8"]).current_dir(data))?;
 
-    let mut server = as_owner(&programs.join("postgres"), owner, life);
-    server.arg("-D").arg(&cluster).args(["-p", &port.to_string()]).current_dir(data);
-    server.args(["-c", "listen_addresses=127.0.0.1"]);
-    server.arg("-c").arg(format!("unix_socket_directories={}", data.display()));
-    let ready = || {
-        let mut probe = Command::new(programs.join("pg_isready"));
-        probe.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]);
-        process::quietly(&mut probe).is_ok()
+    let data = data.to_owned();
+    let launch = move || {
+        let mut server = as_owner(&programs.join("postgres"), owner, life);
+        server.arg("-D").arg(&cluster).args(["-p", &port.to_string()]).current_dir(&data);
+        server.args(["-c", "listen_addresses=127.0.0.1"]);
+        server.arg("-c").arg(format!("unix_socket_directories={}", data.display()));
+        let ready = || {
+            let mut probe = Command::new(programs.join("pg_isready"));
+            probe.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]);
+            process::quietly(&mut probe).is_ok()
+        };
+        launch(server, &data, ready)
     };
-    let child = launch(server, data, ready)?;
     let url = format!("postgresql://postgres@127.0.0.1:{port}/postgres");
     // SIGTERM would wait for clients that stay; SIGINT is PostgreSQL's fast shutdown.
     let env = vec![pair("WEIR_TEST_POSTGRES", url)];
-    Ok(Server { kind: Kind::Postgres, child, stop_signal: libc::SIGINT, env })
+    Server::start(Kind::Postgres, libc::SIGINT, env, Box::new(launch))
 }
 
 /// The newest installed version's programs.

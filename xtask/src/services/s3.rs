@@ -21,26 +21,24 @@ pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     let [port] = free_ports()?;
     let objects = data.join("objects");
     fs::create_dir_all(&objects)?;
-    let mut gateway = command_for(install::versitygw(), life, "TERM");
-    gateway.env("ROOT_ACCESS_KEY", KEY).env("ROOT_SECRET_KEY", SECRET);
-    gateway.arg("--port").arg(format!("127.0.0.1:{port}")).args(["--quiet", "posix"]);
-    gateway.arg(&objects);
-    let child = launch(gateway, data, || accepts(port))?;
-
     let endpoint = format!("http://127.0.0.1:{port}");
-    let server = Server {
-        kind: Kind::S3,
-        child,
-        stop_signal: libc::SIGTERM,
-        env: vec![
-            pair("WEIR_TEST_S3", &endpoint),
-            pair("WEIR_TEST_S3_KEY", KEY),
-            pair("WEIR_TEST_S3_SECRET", SECRET),
-            pair("WEIR_TEST_S3_REGION", REGION),
-            pair("WEIR_TEST_S3_BUCKET", BUCKET),
-            pair("WEIR_TEST_S3_FOLDER", objects.join(BUCKET).display()),
-        ],
+    let env = vec![
+        pair("WEIR_TEST_S3", &endpoint),
+        pair("WEIR_TEST_S3_KEY", KEY),
+        pair("WEIR_TEST_S3_SECRET", SECRET),
+        pair("WEIR_TEST_S3_REGION", REGION),
+        pair("WEIR_TEST_S3_BUCKET", BUCKET),
+        pair("WEIR_TEST_S3_FOLDER", objects.join(BUCKET).display()),
+    ];
+    let data = data.to_owned();
+    let launch = move || {
+        let mut gateway = command_for(install::versitygw(), life, "TERM");
+        gateway.env("ROOT_ACCESS_KEY", KEY).env("ROOT_SECRET_KEY", SECRET);
+        gateway.arg("--port").arg(format!("127.0.0.1:{port}")).args(["--quiet", "posix"]);
+        gateway.arg(&objects);
+        launch(gateway, &data, || accepts(port))
     };
+    let server = Server::start(Kind::S3, libc::SIGTERM, env, Box::new(launch))?;
     let mut make = Command::new("curl");
     make.args(["-sS", "--fail-with-body", "-X", "PUT", "-H", NO_BODY]);
     make.args(["--aws-sigv4", &format!("aws:amz:{REGION}:s3")]);

@@ -8,9 +8,12 @@ use super::{Kind, Life, Server, accepts, command_for, free_ports, install, launc
 
 pub(super) fn start(data: &Path, life: Life) -> Result<Server> {
     let [port] = free_ports()?;
-    let mut server = command_for(install::toxiproxy(), life, "TERM");
-    server.args(["-host", "127.0.0.1", "-port", &port.to_string()]);
-    let child = launch(server, data, || accepts(port))?;
+    let data = data.to_owned();
+    let launch = move || {
+        let mut server = command_for(install::toxiproxy(), life, "TERM");
+        server.args(["-host", "127.0.0.1", "-port", &port.to_string()]);
+        launch(server, &data, || accepts(port))
+    };
     let env = vec![pair("WEIR_TEST_TOXIPROXY", format!("127.0.0.1:{port}"))];
-    Ok(Server { kind: Kind::Toxiproxy, child, stop_signal: libc::SIGTERM, env })
+    Server::start(Kind::Toxiproxy, libc::SIGTERM, env, Box::new(launch))
 }

@@ -11,7 +11,7 @@ use super::{Job, Route};
 use crate::process;
 
 /// Where the rows of one run are.
-pub(super) enum Results {
+pub(crate) enum Results {
     /// Below `FOLDER/TABLE/`.
     Folder(PathBuf),
     /// In tables `PREFIX_TABLE`.
@@ -19,15 +19,15 @@ pub(super) enum Results {
 }
 
 /// What became of one kind.
-pub(super) struct Verdict {
-    pub(super) kind: &'static str,
-    pub(super) equal: bool,
+pub(crate) struct Verdict {
+    pub(crate) kind: &'static str,
+    pub(crate) equal: bool,
     /// Counts, or why they could not be had; with the first rows that differ.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// Compares every kind of a job; `work` is for what must be written on the way.
-pub(super) fn judge<'a>(
+pub(crate) fn judge<'a>(
     data: &'a Data,
     job: &'a Job,
     route: Route,

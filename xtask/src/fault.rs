@@ -1,0 +1,381 @@
+//! `cargo xtask fault`: what is killed, cut off or spoiled under load leaves no trace in results.
+//!
+//! A run generates meter readings with known answers (../shared/truth), publishes them at a steady
+//! rate to a real Kafka, and has `weir run --state` write the job's tables to a real PostgreSQL, in
+//! a database of the run's own. Meanwhile something bad happens ([`Fault`]); weir is started again
+//! as a supervisor would, each time with another number of workers. In the end weir is stopped in
+//! order, and every table must be what the truth says, row by row. The tables have no key, so that
+//! a row written twice shows.
+//!
+//! # Seeds
+//! A run's data, job and times follow from its seed, which is printed. The machine's own pace is
+//! not replayed: a failure may need some runs of its seed to come again. The folder of a run that
+//! failed stays, with data, logs, state and what the database had.
+//!
+//! # Limits
+//! Rows come from Kafka only. With MQTT a broker that starts again may deliver rows twice by right,
+//! so results would have to be compared without duplicates.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::args::Args;
+use crate::outside::Tally;
+use crate::services::{Kind, Services};
+use crate::truth::fresh_seed;
+use crate::{places, process};
+
+mod disk;
+mod kinds;
+mod proxy;
+mod random;
+mod state;
+mod weir;
+mod world;
+
+use world::World;
+
+/// Rows a second that are published.
+const RATE: u64 = 20_000;
+/// Seconds for which rows are published, where the fault itself takes no time.
+const SECONDS: u64 = 16;
+const SECONDS_CI: u64 = 12;
+/// Seconds for which a server is away.
+const OUTAGE: u64 = 10;
+const OUTAGE_FULL: u64 = 60;
+const RUNS_FULL: u64 = 10;
+
+/// What happens in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// kill −9, again and again.
+    Kill,
+    /// kill −9 while a checkpoint is written.
+    Checkpoint,
+    /// kill −9 between the database's commit and its reply.
+    Reply,
+    /// The connection is cut between the database's commit and its reply.
+    ReplyCut,
+    /// PostgreSQL crashes, and is away for a while.
+    Postgres,
+    /// The Kafka broker crashes, and is away for a while.
+    Kafka,
+    /// A flipped byte in the newest checkpoint.
+    Corrupt,
+    /// A process that was stopped goes on after another has taken over.
+    Zombie,
+    /// Two go on from the same state: one on a snapshot of the other's disk.
+    Twin,
+    /// SIGTERM, again and again: nothing bad, but the same promise.
+    Stop,
+    /// The disk under the state is full for a while.
+    FullDisk,
+}
+
+impl Fault {
+    const ALL: [Fault; 11] = [
+        Fault::Kill,
+        Fault::Checkpoint,
+        Fault::Reply,
+        Fault::ReplyCut,
+        Fault::Postgres,
+        Fault::Kafka,
+        Fault::Corrupt,
+        Fault::Zombie,
+        Fault::Twin,
+        Fault::Stop,
+        Fault::FullDisk,
+    ];
+    /// Those of CI.
+    const CI: [Fault; 4] = [Fault::Kill, Fault::Checkpoint, Fault::Reply, Fault::Corrupt];
+
+    /// The name on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Fault::Kill => "kill",
+            Fault::Checkpoint => "checkpoint",
+            Fault::Reply => "reply",
+            Fault::ReplyCut => "reply-cut",
+            Fault::Postgres => "postgres",
+            Fault::Kafka => "kafka",
+            Fault::Corrupt => "corrupt",
+            Fault::Zombie => "zombie",
+            Fault::Twin => "twin",
+            Fault::Stop => "stop",
+            Fault::FullDisk => "full-disk",
+        }
+    }
+
+    /// Seconds for which nothing can be done, during which rows go on coming.
+    fn outage(self, plan: &Plan) -> u64 {
+        match self {
+            Fault::Postgres | Fault::Kafka => plan.outage,
+            Fault::FullDisk | Fault::Zombie => OUTAGE,
+            _ => 0,
+        }
+    }
+
+    /// How many times the usual data.
+    fn times(self) -> u64 {
+        if self == Fault::Postgres { 2 } else { 1 }
+    }
+}
+
+impl FromStr for Fault {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Fault> {
+        let known = Fault::ALL.into_iter().find(|fault| fault.name() == word);
+        let names = Fault::ALL.map(Fault::name).join(" ");
+        known.with_context(|| format!("no kind `{word}`: {names}"))
+    }
+}
+
+/// What all runs have in common.
+struct Plan {
+    weir: PathBuf,
+    faults: Vec<Fault>,
+    /// Of each kind.
+    runs: u64,
+    seed: u64,
+    rate: u64,
+    seconds: u64,
+    outage: u64,
+}
+
+/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] [--outage S] …`
+pub(crate) fn command(mut args: Args) -> Result<()> {
+    let mut faults = Vec::new();
+    while let Some(fault) = args.option("--kind")? {
+        faults.push(fault);
+    }
+    let set = args.option::<String>("--set")?;
+    let (all, runs, seconds, outage) = match set.as_deref() {
+        Some("ci") => (Fault::CI.to_vec(), 1, SECONDS_CI, OUTAGE),
+        Some("full") => (Fault::ALL.to_vec(), RUNS_FULL, SECONDS, OUTAGE_FULL),
+        Some(other) => bail!("--set is ci or full, not {other}"),
+        None => (Fault::ALL.to_vec(), 1, SECONDS, OUTAGE),
+    };
+    let plan = Plan {
+        weir: places::weir(args.option::<PathBuf>("--weir")?)?,
+        faults: if faults.is_empty() { all } else { faults },
+        runs: args.option("--runs")?.unwrap_or(runs),
+        seed: args.option("--seed")?.unwrap_or_else(fresh_seed),
+        rate: args.option("--rate")?.unwrap_or(RATE),
+        seconds,
+        outage: args.option("--outage")?.unwrap_or(outage),
+    };
+    let record = args.option::<PathBuf>("--record")?;
+    args.finish()?;
+    ensure!(plan.rate > 0, "--rate must be at least 1");
+    let mut services = Services::start(&[Kind::Kafka, Kind::Postgres])?;
+    run(&plan, &mut services, record.as_deref())?.verdict()
+}
+
+/// The runs of CI, on servers that run already.
+pub(crate) fn ci(weir: &Path, services: &mut Services) -> Result<Tally> {
+    let plan = Plan {
+        weir: weir.to_owned(),
+        faults: Fault::CI.to_vec(),
+        runs: 1,
+        seed: fresh_seed(),
+        rate: RATE,
+        seconds: SECONDS_CI,
+        outage: OUTAGE,
+    };
+    run(&plan, services, None)
+}
+
+/// What came of one run.
+#[derive(Default)]
+struct Outcome {
+    job: &'static str,
+    faults: usize,
+    /// Rows expected, matched, missing, extra, differing, in all tables.
+    rows: [u64; 5],
+    /// Seconds from a restart to its first commit: of the last one, and the worst.
+    resumed: Option<(f64, f64)>,
+    /// Nothing if it passed.
+    wrong: String,
+}
+
+impl Outcome {
+    /// The counts of all tables, and the rows that differ.
+    fn judge(&mut self, world: &World) {
+        for verdict in world.verdicts(false) {
+            let last = verdict.text.lines().last().unwrap_or_default();
+            match counts(last) {
+                Some(counts) => {
+                    self.rows.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+                }
+                None => self.blame(format!("{} cannot be judged", verdict.kind)),
+            }
+            if !verdict.equal {
+                self.blame(format!("{}\n{}", verdict.kind, verdict.text));
+            }
+        }
+    }
+
+    fn blame(&mut self, text: impl AsRef<str>) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.wrong, "{}", text.as_ref());
+    }
+
+    fn line(&self, fault: Fault, seed: u64) -> String {
+        let [expected, matched, missing, extra, differ] = self.rows;
+        let resumed = self
+            .resumed
+            .map_or("-".to_owned(), |(last, worst)| format!("{last:.1} s (worst {worst:.1})"));
+        format!(
+            "{:10} seed {seed} {:9} {:2} faults, {expected} expected, {matched} matched, \
+             {missing} missing, {extra} extra, {differ} differ, resumed in {resumed}: {}",
+            fault.name(),
+            self.job,
+            self.faults,
+            if self.wrong.is_empty() { "equal" } else { "FAILED" }
+        )
+    }
+}
+
+/// The numbers of `N expected, N matched, N missing, N extra, N differ`.
+fn counts(line: &str) -> Option<[u64; 5]> {
+    let numbers = line.split(", ").map(|part| part.split(' ').next()?.parse().ok());
+    numbers.collect::<Option<Vec<u64>>>()?.try_into().ok()
+}
+
+fn run(plan: &Plan, services: &mut Services, record: Option<&Path>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut table = Vec::new();
+    for (place, &fault) in plan.faults.iter().enumerate() {
+        let mut passed = 0;
+        for number in 0..plan.runs {
+            let seed = plan.seed + place as u64 + number;
+            let began = Instant::now();
+            let (outcome, folder) = run_once(plan, services, fault, seed)?;
+            let line = outcome.line(fault, seed);
+            println!("  {line}  ({:.0} s)", began.elapsed().as_secs_f64());
+            if let Some(path) = record {
+                let mut file = File::options().create(true).append(true).open(path)?;
+                writeln!(file, "- {line}")?;
+            }
+            match folder {
+                None => {
+                    passed += 1;
+                    tally.pass();
+                }
+                Some(folder) => {
+                    let wrong = outcome.wrong.trim_end();
+                    tally.fail(format!("fault {line}\n{wrong}\nkept: {}", folder.display()));
+                }
+            }
+        }
+        table.push((fault, passed));
+    }
+    println!("| fault | runs | passed |\n|---|---|---|");
+    for (fault, passed) in table {
+        println!("| {} | {} | {passed} |", fault.name(), plan.runs);
+    }
+    Ok(tally)
+}
+
+/// One run; its folder, if it failed. An error is one that ends all runs.
+fn run_once(
+    plan: &Plan,
+    services: &mut Services,
+    fault: Fault,
+    seed: u64,
+) -> Result<(Outcome, Option<PathBuf>)> {
+    let folder =
+        tempfile::Builder::new().prefix(&format!("weir-fault-{}-", fault.name())).tempdir()?;
+    let mut outcome = Outcome::default();
+    let ended = run_in(plan, services, fault, seed, (folder.path(), &mut outcome));
+    if let Err(error) = ended {
+        process::check_interrupted()?;
+        outcome.blame(format!("{error:#}"));
+    }
+    if outcome.wrong.is_empty() {
+        return Ok((outcome, None));
+    }
+    let kept = folder.keep();
+    fs::write(kept.join("wrong.txt"), &outcome.wrong)?;
+    // A server that could not be started again must not fail the other runs.
+    for kind in [Kind::Kafka, Kind::Postgres] {
+        if !services.runs(kind)? {
+            services.revive(kind)?;
+        }
+    }
+    Ok((outcome, Some(kept)))
+}
+
+fn run_in(
+    plan: &Plan,
+    services: &mut Services,
+    fault: Fault,
+    seed: u64,
+    (folder, outcome): (&Path, &mut Outcome),
+) -> Result<()> {
+    let mut world = World::make(plan, services, fault, seed, folder.to_owned())?;
+    outcome.job = world.job();
+    let done = work(&mut world, fault);
+    outcome.faults = world.faults;
+    if let Some(&last) = world.resumed.last() {
+        outcome.resumed = Some((last, world.resumed.iter().copied().fold(last, f64::max)));
+    }
+    if let Err(error) = done {
+        process::check_interrupted()?;
+        outcome.blame(format!("{error:#}"));
+    }
+    for complaint in &world.complaints {
+        outcome.blame(complaint);
+    }
+    // What is there counts, whatever went wrong before.
+    outcome.judge(&world);
+    if !outcome.wrong.is_empty() {
+        world.keep_progress();
+    }
+    world.weir = None;
+    world.clear()
+}
+
+fn work(world: &mut World, fault: Fault) -> Result<()> {
+    world.start()?;
+    world.publish()?;
+    kinds::inflict(world, fault)?;
+    world.complete()?;
+    world.weir()?.stop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_by_name() -> Result<()> {
+        for fault in Fault::ALL {
+            assert_eq!(fault.name().parse::<Fault>()?, fault);
+        }
+        assert!("kil".parse::<Fault>().is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_last_line_of_a_verdict() {
+        let line = "10 expected, 8 matched, 1 missing, 3 extra, 1 differ";
+        assert_eq!(counts(line), Some([10, 8, 1, 3, 1]));
+        assert_eq!(counts("cannot compare: no column ts"), None);
+    }
+
+    #[test]
+    fn what_is_wrong_shows_in_the_line() {
+        let mut outcome = Outcome { rows: [10, 10, 0, 0, 0], ..Outcome::default() };
+        assert!(outcome.line(Fault::Kill, 7).ends_with("equal"));
+        outcome.blame("x");
+        assert!(outcome.line(Fault::Kill, 7).ends_with("FAILED"));
+    }
+}

@@ -1,0 +1,423 @@
+//! One run's surroundings: fresh data, a topic and a database of its own, and the job in them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::disk::SmallDisk;
+use super::proxy::Proxy;
+use super::random::Random;
+use super::weir::{Start, Weir};
+use super::{Fault, Plan};
+use crate::services::Services;
+use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge, own_script, tool};
+use crate::{places, process};
+
+/// Each start has another number of workers.
+const WORKERS: [usize; 3] = [1, 3, 2];
+const PARTITIONS: &str = "4";
+const PREFIX: &str = "fault";
+const POLL: Duration = Duration::from_millis(100);
+/// A look costs the machine half a second of Python; Weir needs that time more.
+const LOOK: Duration = Duration::from_secs(2);
+const START_MAX: Duration = Duration::from_secs(60);
+/// Results that are not complete, and have not grown for so long, never will be.
+const STILL_MAX: Duration = Duration::from_secs(40);
+/// Where nothing comes in and nothing goes out for so long, nothing more will.
+const IDLE: Duration = Duration::from_secs(10);
+const ROWS_PER_S_MIN: u64 = 3_000;
+/// Rows of the generator a meter: warm-up and measured time, every 15 s.
+const MINUTES: u32 = 60;
+const WARMUP_MINUTES: u32 = 75;
+const ROWS_A_METER: u64 = 4 * (MINUTES + WARMUP_MINUTES) as u64;
+
+/// Jobs by turns, with all tables that they fill.
+const JOBS: [Job; 3] = [
+    Job { script: "tumble5m", kinds: &["tumble5m", "late", "bad"], late_counted: None },
+    Job { script: "theft", kinds: &["theft", "late_theft", "bad"], late_counted: None },
+    Job { script: "region1m", kinds: &["region1m", "late_region1m", "bad"], late_counted: None },
+];
+
+/// Everything of one run.
+pub(super) struct World<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) services: &'a mut Services,
+    pub(super) random: Random,
+    pub(super) seed: u64,
+    /// Logs, data and state of this run.
+    pub(super) folder: PathBuf,
+    pub(super) state: PathBuf,
+    pub(super) disk: Option<SmallDisk>,
+    pub(super) proxy: Option<Proxy>,
+    /// The one that is meant to work.
+    pub(super) weir: Option<Weir>,
+    /// Kills and other faults so far.
+    pub(super) faults: usize,
+    /// What went as it should not have, though the results may be equal.
+    pub(super) complaints: Vec<String>,
+    fault: Fault,
+    data: Data,
+    job: &'static Job,
+    database: Database,
+    script: PathBuf,
+    publisher: Publisher,
+    starts: usize,
+    /// A restart, and the progress before it, until there is a commit.
+    restarted: Option<(Instant, String)>,
+    /// Seconds from each restart to its first commit.
+    pub(super) resumed: Vec<f64>,
+}
+
+impl<'a> World<'a> {
+    /// Makes data, topic, database and script.
+    pub(super) fn make(
+        plan: &'a Plan,
+        services: &'a mut Services,
+        fault: Fault,
+        seed: u64,
+        folder: PathBuf,
+    ) -> Result<World<'a>> {
+        let job = &JOBS[(seed % JOBS.len() as u64) as usize];
+        let rows = plan.rate * (plan.seconds + fault.outage(plan)) * fault.times();
+        let meters = u32::try_from(rows.div_ceil(ROWS_A_METER))?.max(100);
+        let asked =
+            Asked { meters, minutes: MINUTES, warmup_minutes: WARMUP_MINUTES, ..Asked::full(seed) };
+        let data = Data::generate(&asked, &folder.join("data"))?;
+        let name = format!("fault_{}_{seed}", fault.name().replace('-', "_"));
+        let database = Database::make(&services.var("WEIR_TEST_POSTGRES")?, &name)?;
+        let broker = services.var("WEIR_TEST_KAFKA")?;
+        process::quietly(own_script("kafka_topic.py").args([&broker, &name, PARTITIONS]))?;
+        let proxy = match fault {
+            Fault::Reply | Fault::ReplyCut => Some(Proxy::before(database.server()?)?),
+            _ => None,
+        };
+        let url = match &proxy {
+            Some(proxy) => database.url.replace(database.server()?, &proxy.address().to_string()),
+            None => database.url.clone(),
+        };
+        let script = folder.join("script.sql");
+        fs::write(&script, fill(job, &data, &broker, &name, &url)?)?;
+        let disk = match fault {
+            Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
+            _ => None,
+        };
+        let state = disk.as_ref().map_or(folder.join("state"), |disk| disk.outside.join("state"));
+        let publisher =
+            Publisher { broker, topic: name, child: None, log: folder.join("publish.log") };
+        Ok(World {
+            plan,
+            services,
+            random: Random::seeded(seed),
+            seed,
+            folder,
+            state,
+            disk,
+            proxy,
+            weir: None,
+            faults: 0,
+            complaints: Vec::new(),
+            fault,
+            data,
+            job,
+            database,
+            script,
+            publisher,
+            starts: 0,
+            restarted: None,
+            resumed: Vec::new(),
+        })
+    }
+
+    pub(super) fn job(&self) -> &'static str {
+        self.job.script
+    }
+
+    /// Begins to publish.
+    pub(super) fn publish(&mut self) -> Result<()> {
+        self.publisher.start(&self.data, self.plan.rate)
+    }
+
+    /// Whether rows still come in.
+    pub(super) fn under_load(&mut self) -> Result<bool> {
+        Ok(!self.publisher.has_ended()?)
+    }
+
+    /// Starts weir, with another number of workers than the last time.
+    pub(super) fn start(&mut self) -> Result<()> {
+        let before = self.database.progress();
+        if let Some(proxy) = &self.proxy {
+            proxy.next_client();
+        }
+        let state = self.state.clone();
+        self.weir = Some(self.launch(&state)?);
+        if self.starts > 1 {
+            self.restarted = Some((Instant::now(), before.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// A weir on this state folder.
+    pub(super) fn launch(&mut self, state: &std::path::Path) -> Result<Weir> {
+        let workers = WORKERS[self.starts % WORKERS.len()];
+        self.starts += 1;
+        let log = self.folder.join(format!("weir.{:02}.log", self.starts));
+        let (inside, before) = match &self.disk {
+            Some(disk) => (disk.inside.join("state"), disk.enter()),
+            None => (state.to_owned(), Vec::new()),
+        };
+        let start = Start {
+            program: &self.plan.weir,
+            script: &self.script,
+            state: &inside,
+            interval: if self.fault == Fault::Checkpoint { "100ms" } else { "500ms" },
+            workers,
+            before: &before,
+        };
+        Weir::start(&start, log)
+    }
+
+    pub(super) fn weir(&mut self) -> Result<&mut Weir> {
+        self.weir.as_mut().context("weir is not started")
+    }
+
+    /// Kills weir.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.look();
+        self.weir()?.kill()?;
+        self.faults += 1;
+        Ok(())
+    }
+
+    /// Lets it work for a time; that it ends is an error.
+    pub(super) fn work(&mut self, time: Duration) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            self.weir()?.check()?;
+            let left = time.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(POLL));
+            self.look();
+        }
+    }
+
+    /// Lets it work until something holds; that it doesn't in time, or that weir ends, is an error.
+    pub(super) fn until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<()> {
+        let began = Instant::now();
+        while !holds(self)? {
+            if began.elapsed() > limit {
+                let tail = self.weir()?.tail();
+                bail!("not within {} s: {what}\n{tail}", limit.as_secs());
+            }
+            self.work(POLL)?;
+        }
+        Ok(())
+    }
+
+    /// What the database has of the job.
+    pub(super) fn progress(&self) -> Option<String> {
+        self.database.progress()
+    }
+
+    /// Waits until more has been committed.
+    pub(super) fn until_commit(&mut self, limit: Duration) -> Result<()> {
+        let before = self.progress();
+        self.until("a commit", limit, |world| Ok(world.has_more_than(before.as_deref())))
+    }
+
+    /// As [`World::until_commit`]; false if there is nothing left to commit.
+    pub(super) fn until_commit_or_end(&mut self, limit: Duration) -> Result<bool> {
+        let before = self.progress();
+        self.until_or_end("a commit", limit, |world| Ok(world.has_more_than(before.as_deref())))
+    }
+
+    /// As [`World::until`]; false if all is published and for a while nothing has been committed.
+    pub(super) fn until_or_end(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<bool> {
+        let (mut grew, mut before) = (Instant::now(), self.progress());
+        let mut held = false;
+        self.until(what, limit, |world| {
+            held = holds(world)?;
+            let now = world.progress();
+            if now != before || world.under_load()? {
+                (grew, before) = (Instant::now(), now);
+            }
+            Ok(held || grew.elapsed() > IDLE)
+        })?;
+        Ok(held)
+    }
+
+    /// Whether the database has more than it had.
+    fn has_more_than(&self, before: Option<&str>) -> bool {
+        let now = self.progress();
+        now.is_some() && now.as_deref() != before
+    }
+
+    /// Notes the first commit after a restart.
+    fn look(&mut self) {
+        let Some((since, before)) = &self.restarted else { return };
+        if self.database.progress().is_some_and(|now| now != *before) {
+            self.resumed.push(since.elapsed().as_secs_f64());
+            self.restarted = None;
+        }
+    }
+
+    /// Waits until all is published and the results are what they should be, or stand still.
+    pub(super) fn complete(&mut self) -> Result<()> {
+        let limit = START_MAX + Duration::from_secs(self.data.messages / ROWS_PER_S_MIN);
+        self.until("all published", limit * 2, |world| world.publisher.has_ended())?;
+        let (began, mut grew, mut before) = (Instant::now(), Instant::now(), self.progress());
+        while !self.verdicts(true).iter().all(|verdict| verdict.equal) {
+            self.work(LOOK)?;
+            let now = self.progress();
+            if now != before {
+                (grew, before) = (Instant::now(), now);
+            }
+            if grew.elapsed() > STILL_MAX || began.elapsed() > limit {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the tables; at `most` as far as the first that is not equal.
+    pub(super) fn verdicts(&self, quickly: bool) -> Vec<Verdict> {
+        let results =
+            Results::Postgres { url: self.database.url.clone(), prefix: PREFIX.to_owned() };
+        let work = self.folder.join("judged");
+        let mut all = Vec::new();
+        for verdict in judge(&self.data, self.job, Route::KafkaPostgres, &results, &work) {
+            let equal = verdict.equal;
+            all.push(verdict);
+            if quickly && !equal {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Keeps what the database knows beside the logs, for who looks into a failure.
+    pub(super) fn keep_progress(&self) {
+        let rows = self.database.query("SELECT * FROM weir_progress ORDER BY 1, 2, 3");
+        let _not_there = fs::write(self.folder.join("progress.txt"), rows.unwrap_or_default());
+    }
+
+    /// Removes what the run left on the servers.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.database.drop()
+    }
+}
+
+fn fill(job: &Job, data: &Data, broker: &str, topic: &str, url: &str) -> Result<String> {
+    let folder = places::root().join("scenarios/truth");
+    let variables = BTreeMap::from([
+        ("DATA", data.folder.display().to_string()),
+        ("KAFKA", broker.to_owned()),
+        ("TOPIC", topic.to_owned()),
+    ]);
+    let sink = |table: &str| {
+        format!("'connector' = 'postgres', 'url' = '{url}', 'table-name' = '{PREFIX}_{table}'")
+    };
+    let route = Route::KafkaPostgres.name();
+    Filling { folder: &folder, route, variables, sink: &sink }.script(job.script)
+}
+
+/// The program that publishes.
+struct Publisher {
+    broker: String,
+    topic: String,
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl Publisher {
+    fn start(&mut self, data: &Data, rate: u64) -> Result<()> {
+        let mut publish = tool("publish.py")?;
+        publish.arg(&data.folder).args(["kafka", "--to", &self.broker, "--topic", &self.topic]);
+        publish.args(["--rate", &rate.to_string(), "--patience", "300"]);
+        let log = File::create(&self.log)?;
+        publish.stdout(log.try_clone()?).stderr(log);
+        self.child = Some(process::spawn(&mut publish)?);
+        Ok(())
+    }
+
+    /// Whether it has published everything; that it fails is an error.
+    fn has_ended(&mut self) -> Result<bool> {
+        let child = self.child.as_mut().context("nothing is published")?;
+        let Some(status) = child.try_wait()? else { return Ok(false) };
+        let said = || fs::read_to_string(&self.log).unwrap_or_default();
+        ensure!(status.success(), "publish.py ended with {}: {}", process::ended(status), said());
+        Ok(true)
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child
+            && matches!(child.try_wait(), Ok(None))
+        {
+            process::end(child);
+        }
+    }
+}
+
+/// A database of this run, asked directly.
+struct Database {
+    server: String,
+    name: String,
+    url: String,
+}
+
+impl Database {
+    fn make(server: &str, name: &str) -> Result<Database> {
+        let (before, _) = server.rsplit_once('/').context("no database in the URL")?;
+        let url = format!("{before}/{name}");
+        let made = Database { server: server.to_owned(), name: name.to_owned(), url };
+        made.drop()?;
+        ask(server, &format!("CREATE DATABASE {name}"))?;
+        Ok(made)
+    }
+
+    fn drop(&self) -> Result<()> {
+        ask(&self.server, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name))
+            .map(|_| ())
+    }
+
+    /// `host:port` in `postgresql://user@host:port/database`.
+    fn server(&self) -> Result<&str> {
+        let behind = self.url.split_once('@').context("no user in the URL")?.1;
+        behind.split('/').next().context("no host in the URL")
+    }
+
+    fn query(&self, text: &str) -> Result<String> {
+        ask(&self.url, text)
+    }
+
+    /// How far each shard is; `None` where that cannot be told now.
+    fn progress(&self) -> Option<String> {
+        let sql = "SELECT string_agg(concat_ws(' ', sink, shard, epoch), '; ' \
+                   ORDER BY sink, shard) FROM weir_progress";
+        self.query(sql).ok()
+    }
+}
+
+fn ask(url: &str, text: &str) -> Result<String> {
+    let mut psql = Command::new("psql");
+    psql.arg(url).args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]);
+    Ok(process::quietly(psql.env("PGCONNECT_TIMEOUT", "5"))?.trim().to_owned())
+}
