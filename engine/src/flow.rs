@@ -74,13 +74,13 @@ fn run_worker(worker: &mut Worker, graph: Graph, job: &JobInput, control: &Arc<J
     let dataflow = worker.next_dataflow_index();
     let driver = install::install(worker, graph, job, control);
     while worker.has_dataflows() {
-        if control.failure().is_some() {
+        if control.is_broken_off() {
             worker.drop_dataflow(dataflow);
             break;
         }
         worker.step_or_park(Some(Duration::from_millis(100)));
     }
-    if control.failure().is_none() {
+    if !control.is_broken_off() {
         driver.borrow_mut().commit_all();
     }
 }

@@ -152,6 +152,8 @@ pub struct JobControl {
     /// Whether some worker hands cuts to the memory.
     keeper: AtomicBool,
     stopping: AtomicBool,
+    /// Whether it ends where it is, with an epoch half done.
+    interrupted: AtomicBool,
     failure: Mutex<Option<Failure>>,
     sources: Registry<SourceCounters>,
     operators: Registry<OperatorCounters>,
@@ -192,6 +194,7 @@ impl JobControl {
             lasting,
             keeper: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
             failure: Mutex::default(),
             sources: Mutex::default(),
             operators: Mutex::default(),
@@ -271,6 +274,16 @@ impl JobControl {
     /// Whether the job is to stop.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Ends the job at once and well: what is not committed is done again by the next start.
+    pub(crate) fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether nothing more is to be done, though not all is read: it failed, or is interrupted.
+    pub(crate) fn is_broken_off(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst) || self.failure().is_some()
     }
 
     /// Ends the job. The first cause is kept.

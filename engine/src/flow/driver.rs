@@ -31,7 +31,7 @@ use relive::Past;
 use super::reading::{Reading, Taken};
 use crate::cut::{CutPart, CutState, Quota, SplitState};
 use crate::graph::SourceNode;
-use crate::job::{Failure, JobControl};
+use crate::job::JobControl;
 use crate::rows::{Delta, SplitId};
 use crate::source::SourceHandle;
 use crate::time::{Epoch, MARK_NONE, Millis};
@@ -86,8 +86,6 @@ const FIRST_EPOCHS: Epoch = 32;
 /// What a replay reads before operators have their turn.
 const STEP_BYTES: usize = 4 << 20;
 const CHUNK_ROWS_MAX: usize = 16_384;
-const STOPPED: &str = "stopped while it went again through what was read before; nothing is lost, \
-                       the next start does it again";
 const HEARTBEAT: Millis = 1_000;
 /// Over this time it is counted what the sinks accept.
 const PACE_WINDOW: Millis = 1_000;
@@ -263,10 +261,7 @@ impl Driver {
         }
         if self.control.is_stopping() {
             if self.past.is_some() {
-                self.control.fail(Failure::Operator {
-                    operator: "recovery".to_owned(),
-                    message: STOPPED.to_owned(),
-                });
+                self.control.interrupt();
                 return self.freeze();
             }
             return self.finish(out);

@@ -160,7 +160,7 @@ impl SinkState {
     fn accept(&mut self, frontier: Epoch) -> Option<Epoch> {
         // Here, since drivers are gone once everything is read.
         self.control.look_after_keepers();
-        if self.control.failure().is_some() {
+        if self.control.is_broken_off() {
             self.pending.clear();
         }
         while let Some(entry) = self.pending.first_entry() {
@@ -220,7 +220,7 @@ impl SinkState {
     ) -> bool {
         let Some(held) = held else { return true };
         let accepted = waiting.unwrap_or(frontier);
-        let failed = self.control.failure().is_some();
+        let failed = self.control.is_broken_off();
         if accepted == Epoch::MAX && !self.finished {
             self.finished = true;
             let whole = !self.counts || !self.control.is_stopping();
