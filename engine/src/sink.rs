@@ -130,6 +130,11 @@ pub trait SinkWriter: Send {
         None
     }
 
+    /// Whether the target keeps progress, so that `None` means: nothing was written.
+    fn keeps_progress(&self) -> bool {
+        false
+    }
+
     /// Takes rows of `epoch`: the table's columns in its order. `diffs`, where present, is +1 or -1
     /// a row.
     fn write(
@@ -140,10 +145,10 @@ pub trait SinkWriter: Send {
     ) -> Result<(), ConnectorError>;
 
     /// Gives a checkpoint what is accepted as of the last epoch's end and cannot be committed yet,
-    /// for instance the rows of a file that is still open. What is not given here is committed
-    /// before the checkpoint counts.
+    /// for instance the rows of a file that is still open. What is not given here is committed when
+    /// it returns.
     fn save(&mut self, _pieces: &mut dyn Pieces) -> Result<(), ConnectorError> {
-        Ok(())
+        self.flush().map(|_| ())
     }
 
     /// Takes up what [`SinkWriter::save`] of this shard gave, on a fresh writer, before any row:

@@ -365,6 +365,9 @@ impl SplitQueue {
             }
             Start::Rows(_) => {
                 let mut state = self.lock();
+                if state.skip > 0 && chunk.is_empty() {
+                    return None;
+                }
                 let skip = state.skip.min(chunk.len() as u64);
                 state.skip -= skip;
                 if skip > 0 && skip == chunk.len() as u64 {

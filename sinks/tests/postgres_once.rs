@@ -35,14 +35,18 @@ fn sql(text: &str) -> String {
 
 /// A fresh table without a primary key, in which rows that come twice are there twice.
 fn table(name: &str, url: &str, more: &[(&str, &str)]) -> Box<dyn Sink> {
+    table_of(name, url, arrow::datatypes::DataType::Int64, more)
+}
+
+fn table_of(
+    name: &str,
+    url: &str,
+    data_type: arrow::datatypes::DataType,
+    more: &[(&str, &str)],
+) -> Box<dyn Sink> {
     let mut spec = TableSpec {
         name: name.into(),
-        columns: vec![ColumnSpec {
-            name: "v".into(),
-            data_type: arrow::datatypes::DataType::Int64,
-            nullable: true,
-            metadata: None,
-        }],
+        columns: vec![ColumnSpec { name: "v".into(), data_type, nullable: true, metadata: None }],
         options: Default::default(),
         primary_key: vec![],
         partitioned_by: vec![],
@@ -157,6 +161,24 @@ fn another_number_of_shards_is_refused() {
     let more = table("once_shards", &url(), &[("sink.shards", "3")]);
     let error = more.take_over(&author("shards", 2)).unwrap_err();
     assert!(error.message.contains("'sink.shards' was 1"), "{}", error.message);
+}
+
+#[test]
+fn rows_that_are_left_out_are_in_the_progress_too() {
+    sql("DROP TABLE IF EXISTS once_refuses");
+    let text = arrow::datatypes::DataType::Utf8;
+    let sink = table_of("once_refuses", &url(), text, &[]);
+    let author = author("refuses", 1);
+    sink.take_over(&author).unwrap();
+    let mut writer = open(sink.as_ref(), &author);
+    let column = Arc::new(StringArray::from(vec!["a\0b"])) as ArrayRef;
+    let rows = RecordBatch::try_from_iter_with_nullable([("v", column, true)]).unwrap();
+    writer.write(3, rows, None).unwrap();
+    writer.end_epoch(end(3)).unwrap();
+    writer.flush().unwrap();
+    assert_eq!(sql("SELECT count(*) FROM once_refuses"), "0");
+    let again = open(sink.as_ref(), &author);
+    assert_eq!(again.progress(), Some(Progress { epoch: 3, digest: 3 << 100 }));
 }
 
 /// A way to the server that can lose the reply to the next COMMIT.

@@ -15,7 +15,7 @@ use crate::cutlog::CutMemory;
 use crate::journal::crc32c;
 use crate::keys::KeyGroups;
 use crate::state::{PieceId, PieceRef, Pieces, StatePart};
-use crate::store::{JobStore, seal};
+use crate::store::{JobStore, number_in, seal};
 use crate::time::{Epoch, Millis};
 
 /// Bytes of a file of pieces at which the next one begins.
@@ -487,6 +487,13 @@ impl Writer {
         self.sound.retain(|name| kept.contains(name));
         for path in to_collect(&manifests, &files, &kept, &named, self.generation) {
             objects.delete(&path)?;
+        }
+        // Claims that no checkpoint is older than say nothing any more.
+        let least = kept.iter().map(|name| name.generation).min().unwrap_or(0);
+        for path in objects.list("generations")? {
+            if number_in(&path).is_some_and(|number| number < least) {
+                objects.delete(&path)?;
+            }
         }
         if let Some(oldest) = oldest {
             self.memory.trim(oldest.epoch);

@@ -116,6 +116,13 @@ impl Applied {
 
     /// Takes up what the job goes on from.
     fn resume(&mut self) {
+        if let Some(loaded) = self.control.restored()
+            && self.core.borrow().is_transient()
+        {
+            let watermarks: Vec<Millis> =
+                loaded.manifest.cuts.sources.iter().map(|source| source.watermark).collect();
+            self.core.borrow_mut().begin_at(&(self.inputs)(&watermarks));
+        }
         let Some(saved) = &self.saved else { return };
         if let Err(error) = saved.resume(&self.core, &self.control) {
             self.failed = true;

@@ -392,7 +392,7 @@ impl Driver {
         let quiet = splits.is_empty() && self.rows_here == 0;
         if always || !quiet {
             let recorded_time = self.time.unwrap_or(now);
-            let checkpoint = self.worker == 0 && self.control.is_checkpoint_due(now);
+            let checkpoint = self.control.is_checkpoint_due(now);
             out.part(CutPart { worker: self.worker, recorded_time, splits, checkpoint });
             self.last_part = now;
         }

@@ -209,7 +209,11 @@ impl Shard {
         let work = move || {
             let write = AssertUnwindSafe(|| {
                 let mut writer = sink.open(shard, author.as_ref(), report)?;
-                let there = There::of(writer.progress(), &resumed)?;
+                let progress = writer.progress();
+                if progress.is_none() && writer.keeps_progress() && resumed.digest != 0 {
+                    return Err(lacking("nothing", &resumed));
+                }
+                let there = There::of(progress, &resumed)?;
                 writer.resume(resumed.pieces)?;
                 write_epochs(writer.as_mut(), there, &saving, &theirs, wake.as_ref())
             });
@@ -290,6 +294,17 @@ fn write_epochs(
 /// What the target has from generations before.
 struct There(Option<Progress>);
 
+/// The target lacks what was written.
+fn lacking(there: &str, resumed: &Resumed) -> ConnectorError {
+    let from = resumed.epoch.unwrap_or_default();
+    let message = format!(
+        "the target has {there} only, though all rows up to the checkpoint at epoch {from} were \
+         written"
+    );
+    let hint = "was it restored from an older backup? Start the job anew under another state";
+    ConnectorError::fatal(message).hint(hint)
+}
+
 impl There {
     /// What of it is behind the checkpoint that the shard goes on from.
     ///
@@ -302,13 +317,7 @@ impl There {
         if there.digest == resumed.digest {
             return Ok(There(None));
         }
-        let (epoch, from) = (there.epoch, resumed.epoch.unwrap_or_default());
-        let message = format!(
-            "the target has rows up to epoch {epoch} only, though all up to the checkpoint at \
-             epoch {from} were written"
-        );
-        let hint = "was it restored from an older backup? Start the job anew under another state";
-        Err(ConnectorError::fatal(message).hint(hint))
+        Err(lacking(&format!("rows up to epoch {}", there.epoch), resumed))
     }
 
     /// Whether an epoch that has come again is there already.

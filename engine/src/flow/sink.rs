@@ -109,6 +109,9 @@ pub(crate) fn attach<'scope>(
         let (sink, table) = (node.sink.clone(), node.table.clone());
         let resumed = Resumed::of(control, number, shard);
         let digest = resumed.digest;
+        let mut all = counters.digest.lock().unwrap_or_else(|e| e.into_inner());
+        *all = all.wrapping_add(digest);
+        drop(all);
         let target = Target { sink, table, shard, author: author.clone(), number, resumed };
         (shard, (Shard::start(target, report, control.clone(), wake()), digest))
     };

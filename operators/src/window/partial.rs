@@ -34,7 +34,7 @@ use arrow::datatypes::{DataType, Field, Schema, TimestampMillisecondType};
 use std::sync::Arc;
 use weir_engine::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
 use weir_engine::rows::{Attached, Delta};
-use weir_engine::time::{MARK_END, Millis};
+use weir_engine::time::{MARK_END, MARK_NONE, Millis};
 
 use super::{WindowAggregate, WindowAggregateSpec};
 use crate::aggregates::Accumulators;
@@ -194,6 +194,11 @@ impl Operator for PreAggregate {
         // Nobody can say what these groups would have become.
         (self.rows, self.groups, self.open) = (0, 0, 0);
         Ok(())
+    }
+
+    fn begin_at(&mut self, watermarks: &[Millis]) {
+        // Or rows that are late would be added up, as if they were not.
+        self.window.watermark = watermarks.iter().copied().min().unwrap_or(MARK_NONE);
     }
 
     fn is_transient(&self) -> bool {

@@ -37,6 +37,11 @@ impl Session {
         self.there
     }
 
+    /// Whether there is progress to keep.
+    pub(super) fn keeps_progress(&self) -> bool {
+        self.author.is_some()
+    }
+
     /// Connects, and finds what is there.
     ///
     /// # Errors

@@ -90,6 +90,10 @@ impl SinkWriter for Writer {
         self.session.there()
     }
 
+    fn keeps_progress(&self) -> bool {
+        self.session.keeps_progress()
+    }
+
     fn write(
         &mut self,
         epoch: Epoch,

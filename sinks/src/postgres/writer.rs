@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
 use weir_engine::sink::{Progress, ShardEnd, SinkReport, SinkWriter};
-use weir_engine::state::Pieces;
 use weir_engine::time::Epoch;
 
 use super::Plan;
@@ -93,7 +92,7 @@ impl Writer {
     /// Sends the group, however long that takes (at most `time_max`).
     fn commit(&mut self, time_max: Option<Duration>) -> Result<(), ConnectorError> {
         self.waiting_since = None;
-        if self.group.rows() > 0 {
+        if self.group.rows() > 0 || self.has_refused_only() {
             let prepared = prepare(&self.group);
             let prepared =
                 prepared.map_err(|e| ConnectorError::fatal(format!("rows for PostgreSQL: {e}")))?;
@@ -115,6 +114,13 @@ impl Writer {
         }
         self.committed = self.ended.epoch;
         Ok(())
+    }
+
+    /// Whether rows were left out and none came beside them: the progress has to tell of them.
+    fn has_refused_only(&self) -> bool {
+        let Some(once) = &self.once else { return false };
+        let known = once.progress.map_or(0, |progress| progress.digest);
+        self.ended.epoch > 0 && known != self.ended.digest
     }
 
     /// Counts rows that PostgreSQL cannot hold; says so at the first, the tenth, the hundredth.
@@ -192,8 +198,8 @@ impl SinkWriter for Writer {
         self.once.as_ref()?.progress
     }
 
-    fn save(&mut self, _: &mut dyn Pieces) -> Result<(), ConnectorError> {
-        self.commit(None)
+    fn keeps_progress(&self) -> bool {
+        self.once.is_some()
     }
 
     fn write(

@@ -284,7 +284,7 @@ fn twin(world: &mut World) -> Result<()> {
         thread::sleep(Duration::from_millis(20));
     };
     println!("    one of two ended after {:.1} s", began.elapsed().as_secs_f64());
-    let clear = tail.contains("has taken over") || tail.contains("does something else write");
+    let clear = tail.contains("has taken over") || tail.contains("a copy of the same state");
     if status.code() != Some(1) || !clear {
         let ended = process::ended(status);
         world.complaints.push(format!("the one that lost ended with {ended}\n{tail}"));

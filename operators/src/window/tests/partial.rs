@@ -175,3 +175,17 @@ fn the_event_time_may_be_a_key() {
     assert_eq!(given.rows.iter().map(Delta::len).sum::<usize>(), 4, "they are added up");
     assert_eq!(fired(given.rows), fired(vec![chunk(&rows, false)]));
 }
+
+#[test]
+fn where_a_job_goes_on_late_rows_are_not_added_up() {
+    let shape = WindowShape::Tumble { size: 10, offset: 0 };
+    let mut operator = PreAggregate::new(spec(shape, &[0], &["rows"], false)).unwrap();
+    operator.begin_at(&[100, 120]);
+    let rows = [("a", Some(95), 1.0, MARK_NONE, 1)];
+    let mut out = Output::default();
+    operator.push(0, chunk(&rows, false), &mut out).unwrap();
+    assert_eq!(out.rows.len(), 1, "it passes as it is");
+    let rows = [("a", Some(101), 1.0, MARK_NONE, 1)];
+    operator.push(0, chunk(&rows, false), &mut out).unwrap();
+    assert_eq!(out.rows.len(), 1, "it is held");
+}
