@@ -292,7 +292,8 @@ fn start(
     let no_thread = |e: std::io::Error| Trouble::new(format!("no thread for the state: {e}"));
     let generation = store.claim(log.summary().generation + 1).map_err(of_store)?;
     let holder = random();
-    let there = take_over(&job.plan, &record.id, (generation, holder))?;
+    let begun = store.generations().map_err(of_store)?.iter().any(|g| g.begun.is_some());
+    let there = take_over(&job.plan, &record.id, (generation, holder), begun)?;
     let restored = newest_checkpoint(store, log.summary().floor.is_none())?.map(Arc::new);
     let name = restored.as_ref().map(|loaded| (loaded.manifest.generation, loaded.manifest.epoch));
     let choice = cutlog::choose(&[log.summary()], name).map_err(Trouble::new)?;
@@ -350,6 +351,7 @@ fn take_over(
     plan: &JobPlan,
     id: &str,
     holder: (u64, u64),
+    begun: bool,
 ) -> Result<Vec<(String, Option<Epoch>)>, Trouble> {
     let graph = graph_of(plan, 1).map_err(Trouble::new)?;
     let sinks = graph.nodes.iter().filter_map(|node| match node {
@@ -358,7 +360,7 @@ fn take_over(
     });
     let mut there = Vec::new();
     for (place, sink) in sinks.enumerate() {
-        let author = Author::of(id, holder, place, &sink.table);
+        let author = Author { begun, ..Author::of(id, holder, place, &sink.table) };
         let epoch = sink.sink.take_over(&author).map_err(|e| Trouble::at(&sink.table, &e))?;
         there.push((sink.table.clone(), epoch));
     }

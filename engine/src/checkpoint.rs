@@ -1,8 +1,8 @@
 //! Checkpoints: the state of a job at an epoch, so that a restart need not begin at the beginning.
 //!
 //! # How one is made
-//! 1. The first driver that finds it due marks its part of a cut: the checkpoint is at that epoch, and every worker
-//!    learns it with the cut.
+//! 1. The first driver that finds it due marks its part of a cut: the checkpoint is at that epoch,
+//!    and every worker learns it with the cut.
 //! 2. Once an operator has applied the epoch it gives its pieces ([`crate::state`]); a sink's shard
 //!    does once it has taken the epoch's rows, and has then committed all or given the rest as
 //!    pieces. The cut operator gives what the cuts say.

@@ -70,9 +70,16 @@ impl Cluster {
     }
 }
 
-fn run_worker(worker: &mut Worker, graph: Graph, job: &JobInput, control: &Arc<JobControl>) {
+fn run_worker(
+    worker: &mut Worker,
+    graph: Graph,
+    job: &JobInput,
+    control: &Arc<JobControl>,
+    threads: usize,
+) {
     let dataflow = worker.next_dataflow_index();
     let driver = install::install(worker, graph, job, control);
+    control.is_built(threads);
     while worker.has_dataflows() {
         if control.is_broken_off() {
             worker.drop_dataflow(dataflow);
@@ -107,7 +114,7 @@ pub fn run(
         let message = "a job of several processes cannot remember its cuts yet".to_owned();
         return Err(Failure::Operator { operator: "cut log".to_owned(), message });
     }
-    let shared = control.clone();
+    let (shared, threads) = (control.clone(), cluster.threads.max(1));
     let workers = timely::execute(cluster.config(), move |worker| {
         let graph = match build(worker.peers()) {
             Ok(graph) => graph,
@@ -117,7 +124,7 @@ pub fn run(
             }
         };
         // A panic must not leave the other workers waiting: it fails the job like any other cause.
-        let steps = AssertUnwindSafe(|| run_worker(worker, graph, &job, &shared));
+        let steps = AssertUnwindSafe(|| run_worker(worker, graph, &job, &shared, threads));
         if let Err(panic) = catch_unwind(steps) {
             let message = format!("panicked: {}", panic_text(panic.as_ref()));
             shared.fail(Failure::Operator { operator: "worker".to_owned(), message });

@@ -110,6 +110,13 @@ pub struct SinkCounters {
     pub digest: Mutex<u128>,
 }
 
+impl SinkCounters {
+    pub(crate) fn add_digest(&self, digest: u128) {
+        let mut all = lock(&self.digest);
+        *all = all.wrapping_add(digest);
+    }
+}
+
 /// A split as SHOW WATERMARKS shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SplitView {
@@ -154,6 +161,8 @@ pub struct JobControl {
     stopping: AtomicBool,
     /// Whether it ends where it is, with an epoch half done.
     interrupted: AtomicBool,
+    /// Workers that have built their dataflow.
+    built: AtomicU64,
     failure: Mutex<Option<Failure>>,
     sources: Registry<SourceCounters>,
     operators: Registry<OperatorCounters>,
@@ -195,6 +204,7 @@ impl JobControl {
             keeper: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
+            built: AtomicU64::new(0),
             failure: Mutex::default(),
             sources: Mutex::default(),
             operators: Mutex::default(),
@@ -235,6 +245,15 @@ impl JobControl {
             None => tracing::warn!("{about}: it works again"),
         }
         self.set_notice(about, notice);
+    }
+
+    /// A worker of `workers` here has built its dataflow.
+    pub(crate) fn is_built(&self, workers: usize) {
+        if self.built.fetch_add(1, Ordering::SeqCst) + 1 == workers as u64
+            && let Some(loaded) = self.restored()
+        {
+            loaded.let_go();
+        }
     }
 
     /// Takes up what keepers of cuts and checkpoints want people to know.

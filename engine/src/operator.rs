@@ -119,8 +119,8 @@ pub trait Operator {
         Ok(())
     }
 
-    /// Where the job goes on: the watermarks of the inputs at the epoch of its checkpoint. Called on
-    /// transient operators, before anything else.
+    /// Where the job goes on: the watermarks of the inputs at the epoch of its checkpoint. Called
+    /// on transient operators, before anything else.
     fn begin_at(&mut self, _watermarks: &[Millis]) {}
 
     /// Whether it has no state after [`Operator::flush`], so that a job may have it or not.

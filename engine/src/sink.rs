@@ -50,13 +50,21 @@ pub struct Author {
     /// A random number of this start: of two that go on from copies of one state, and so have the
     /// same generation, one alone may write.
     pub holder: u64,
+    /// Whether a generation before it has begun: then the target must know the job.
+    pub begun: bool,
 }
 
 impl Author {
     /// The author of a job's n-th sink, counted from 0. `holder`: generation and random number.
     pub fn of(job: &str, holder: (u64, u64), number: usize, table: &str) -> Author {
         let (generation, holder) = holder;
-        Author { job: job.to_owned(), sink: format!("{table}.{number}"), generation, holder }
+        Author {
+            job: job.to_owned(),
+            sink: format!("{table}.{number}"),
+            generation,
+            holder,
+            begun: false,
+        }
     }
 }
 

@@ -155,6 +155,17 @@ fn of_two_that_go_on_from_copies_of_one_state_one_alone_writes() {
 }
 
 #[test]
+fn progress_that_is_gone_is_told_before_a_row_comes_twice() {
+    let sink = fresh("once_gone");
+    sink.take_over(&author("gone", 1)).unwrap();
+    let next = Author { begun: true, ..author("gone", 2) };
+    sink.take_over(&next).unwrap();
+    sql(&format!("DELETE FROM once_progress WHERE job = '{}'", next.job));
+    let error = sink.take_over(&Author { generation: 3, ..next }).unwrap_err();
+    assert!(error.message.contains("is gone from"), "{}", error.message);
+}
+
+#[test]
 fn another_number_of_shards_is_refused() {
     let sink = fresh("once_shards");
     sink.take_over(&author("shards", 1)).unwrap();

@@ -421,10 +421,7 @@ impl Writer {
         let mut pause = PAUSE_FIRST;
         loop {
             let error = match self.write(made) {
-                Ok(bytes) => {
-                    self.shared.lock().notice = None;
-                    return Ok(Some(bytes));
-                }
+                Ok(bytes) => return self.tidy_up().map(|()| Some(bytes)),
                 Err(Trouble::Final(error)) => return Err(error),
                 Err(Trouble::Store(error)) => error,
             };
@@ -455,8 +452,21 @@ impl Writer {
         self.store.objects().put(&manifest.name().path(), sealed)?;
         self.sound.insert(manifest.name());
         self.known = manifest.pieces.iter().map(|piece| (piece.id, piece.clone())).collect();
-        self.collect()?;
         Ok(bytes)
+    }
+
+    /// Removes what is not needed any more. What cannot be removed now is left to the next
+    /// checkpoint: this one exists.
+    fn tidy_up(&mut self) -> Result<(), ConnectorError> {
+        let notice = match self.collect() {
+            Ok(()) => None,
+            Err(Trouble::Final(error)) => return Err(error),
+            Err(Trouble::Store(error)) => {
+                Some(format!("old checkpoints cannot be removed: {error}"))
+            }
+        };
+        self.shared.lock().notice = notice;
+        Ok(())
     }
 
     fn is_newest(&self) -> Result<(), Trouble> {
@@ -485,6 +495,11 @@ impl Writer {
         }
         self.is_newest()?;
         self.sound.retain(|name| kept.contains(name));
+        if let Some(oldest) = oldest {
+            self.memory.trim(oldest.epoch);
+            let retained = Retained { epoch: oldest.epoch, splits: oldest.cuts.facts() };
+            self.shared.lock().retained = Some(Arc::new(retained));
+        }
         for path in to_collect(&manifests, &files, &kept, &named, self.generation) {
             objects.delete(&path)?;
         }
@@ -494,11 +509,6 @@ impl Writer {
             if number_in(&path).is_some_and(|number| number < least) {
                 objects.delete(&path)?;
             }
-        }
-        if let Some(oldest) = oldest {
-            self.memory.trim(oldest.epoch);
-            let retained = Retained { epoch: oldest.epoch, splits: oldest.cuts.facts() };
-            self.shared.lock().retained = Some(Arc::new(retained));
         }
         Ok(())
     }

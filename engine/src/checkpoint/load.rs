@@ -14,12 +14,25 @@ use crate::state::{PieceRef, Restored, StatePart};
 use crate::store::JobStore;
 
 /// A checkpoint that was read whole.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Loaded {
     /// Its manifest.
     pub manifest: Manifest,
-    /// Its pieces.
-    pub pieces: BTreeMap<Owner, Vec<Restored>>,
+    /// Its pieces, until all workers have taken theirs.
+    pieces: Mutex<BTreeMap<Owner, Vec<Restored>>>,
+}
+
+impl Loaded {
+    /// The pieces of an owner.
+    pub(crate) fn pieces_of(&self, owner: &Owner) -> Vec<Restored> {
+        let pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        pieces.get(owner).cloned().unwrap_or_default()
+    }
+
+    /// All have taken what is theirs: the pieces need no memory any more.
+    pub(crate) fn let_go(&self) {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// A checkpoint that was passed over, and why.
@@ -85,7 +98,7 @@ fn load(store: &JobStore, name: Name) -> Result<Result<Loaded, String>, Connecto
             }
         }
     }
-    Ok(Ok(Loaded { manifest, pieces }))
+    Ok(Ok(Loaded { manifest, pieces: Mutex::new(pieces) }))
 }
 
 /// A manifest from its bytes.

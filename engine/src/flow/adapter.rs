@@ -85,8 +85,8 @@ impl Saved {
             let part = StatePart { key_groups, ..part.clone() };
             Some((PieceRef { key_groups, ..*piece }, part))
         };
-        let pieces = loaded.pieces.get(&self.owner).into_iter().flatten();
-        core.borrow_mut().resume(pieces.filter_map(restricted).collect())
+        let pieces = loaded.pieces_of(&self.owner);
+        core.borrow_mut().resume(pieces.iter().filter_map(restricted).collect())
     }
 
     /// Gives a checkpoint the operator's pieces.

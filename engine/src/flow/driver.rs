@@ -257,10 +257,11 @@ impl Driver {
     pub(crate) fn step(&mut self, accepted: Accepted, out: &mut impl Outlets) -> Next {
         if let Some(failed) = self.failure() {
             self.control.fail_connector(&failed.0, failed.1);
-            return if self.past.is_some() { self.freeze() } else { self.finish(out) };
+            let half_done = self.past.is_some() || self.restored;
+            return if half_done { self.freeze() } else { self.finish(out) };
         }
         if self.control.is_stopping() {
-            if self.past.is_some() {
+            if self.past.is_some() || self.restored {
                 self.control.interrupt();
                 return self.freeze();
             }
@@ -273,6 +274,7 @@ impl Driver {
             return next;
         }
         if std::mem::take(&mut self.restored) {
+            self.wake_idle_splits();
             self.epoch = self.next_epoch(self.control.clock.now());
             return if self.all_finished() { Next::Done } else { Next::Epoch(self.epoch) };
         }
@@ -327,6 +329,19 @@ impl Driver {
             if let Some(handle) = source.handle.as_mut().filter(|_| !offsets.is_empty()) {
                 handle.committed(&offsets);
             }
+        }
+    }
+
+    /// What was idle when the job stopped may have rows by now: until it is found at its end again
+    /// it holds the watermark, lest what came meanwhile be late.
+    fn wake_idle_splits(&mut self) {
+        if matches!(self.policy, EpochPolicy::Replay { .. }) {
+            return;
+        }
+        let readings = self.sources.iter_mut().flat_map(|source| &mut source.readings);
+        for reading in readings.filter(|reading| reading.state == SplitState::Idle) {
+            (reading.state, reading.changed, reading.quiet_since) =
+                (SplitState::Reading, true, None);
         }
     }
 

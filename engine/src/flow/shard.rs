@@ -153,11 +153,10 @@ impl Resumed {
         let mut shards = loaded.manifest.shards.iter();
         let record = shards.find(|record| record.shard == (sink, shard));
         let digest = record.and_then(|record| u128::from_str_radix(&record.digest, 16).ok());
-        let pieces = loaded.pieces.get(&Owner::Shard(sink, shard)).cloned();
         Resumed {
             epoch: Some(loaded.manifest.epoch),
             digest: digest.unwrap_or(0),
-            pieces: pieces.unwrap_or_default(),
+            pieces: loaded.pieces_of(&Owner::Shard(sink, shard)),
         }
     }
 }

@@ -109,9 +109,7 @@ pub(crate) fn attach<'scope>(
         let (sink, table) = (node.sink.clone(), node.table.clone());
         let resumed = Resumed::of(control, number, shard);
         let digest = resumed.digest;
-        let mut all = counters.digest.lock().unwrap_or_else(|e| e.into_inner());
-        *all = all.wrapping_add(digest);
-        drop(all);
+        counters.add_digest(digest);
         let target = Target { sink, table, shard, author: author.clone(), number, resumed };
         (shard, (Shard::start(target, report, control.clone(), wake()), digest))
     };
@@ -200,8 +198,7 @@ impl SinkState {
             if self.counts || self.control.digests {
                 let added = rows.iter().fold(0_u128, |sum, d| sum.wrapping_add(digest(d)));
                 *sum = sum.wrapping_add(added);
-                let mut all = self.counters.digest.lock().unwrap_or_else(|e| e.into_inner());
-                *all = all.wrapping_add(added);
+                self.counters.add_digest(added);
             }
             let plain = |d: Delta| (crate::rows::unpack(&d.rows), d.diffs);
             let rows: Vec<_> = rows.into_iter().map(plain).collect();

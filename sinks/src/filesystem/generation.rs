@@ -86,7 +86,7 @@ impl Fence {
 
     /// What a marker says.
     fn text(&self) -> String {
-        let Author { job, sink, generation, holder } = &self.author;
+        let Author { job, sink, generation, holder, .. } = &self.author;
         format!("generation {generation} ({holder:016x}) of job {job} writes {sink} here\n")
     }
 

@@ -361,7 +361,13 @@ mod tests {
     }
 
     fn taken(messages: &[(&str, Record)]) -> Result<Records, String> {
-        let author = Author { job: "j".into(), sink: "a/b.1".into(), generation: 9, holder: 1 };
+        let author = Author {
+            job: "j".into(),
+            sink: "a/b.1".into(),
+            generation: 9,
+            holder: 1,
+            begun: false,
+        };
         let mut records = Records::new();
         for (key, record) in messages {
             let value = serde_json::to_vec(record).unwrap();

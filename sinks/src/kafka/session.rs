@@ -193,6 +193,13 @@ pub(super) fn take_over(
         return Err(error);
     }
     same_sink(plan, &records)?;
+    if records.is_empty() && author.begun {
+        let (job, topic) = (&author.job, &plan.options.progress_topic);
+        let message = format!("the progress of the job {job} is gone from the topic `{topic}`");
+        let hint = "going on would write rows twice: start the job anew under another state, into \
+                    an empty topic";
+        return Err(ConnectorError::fatal(message).hint(hint));
+    }
     for (shard, client) in clients {
         let progress = records.get(&shard).and_then(Record::progress);
         let entry = Record::of(plan, author, progress).entry(author, shard)?;

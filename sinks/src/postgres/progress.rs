@@ -95,6 +95,9 @@ impl ProgressTable {
         for row in &rows {
             self.is_mine(row.get::<_, i64>(1) as u64, row.get::<_, Option<String>>(3))?;
         }
+        if rows.is_empty() && self.author.begun {
+            return Err(Failure::Final(self.is_gone()));
+        }
         if !rows.is_empty() && rows.len() != shards as usize {
             let was = rows.len();
             let message = format!("'sink.shards' was {was} when the job began, and is {shards}");
@@ -125,8 +128,7 @@ impl ProgressTable {
         );
         let rows = client.query(&sql, &[]).await?;
         let Some(row) = rows.first() else {
-            let message = format!("the progress of the job is gone from {name}");
-            return Err(Failure::Final(ConnectorError::fatal(message)));
+            return Err(Failure::Final(self.is_gone()));
         };
         let generation = row.get::<_, i64>(0) as u64;
         self.is_mine(generation, row.get::<_, Option<String>>(3))?;
@@ -135,6 +137,14 @@ impl ProgressTable {
         let epoch = row.get::<_, Option<i64>>(1).map(|epoch| epoch as u64);
         let progress = epoch.map(|epoch| Progress { epoch, digest });
         Ok(ShardRow { generation, progress })
+    }
+
+    fn is_gone(&self) -> ConnectorError {
+        let (name, job) = (&self.name, &self.author.job);
+        let message = format!("the progress of the job {job} is gone from {name}");
+        let hint = "going on would write rows twice: bring the table back, or start the job anew \
+                    under another state, into an empty table";
+        ConnectorError::fatal(message).hint(hint)
     }
 
     fn holder(&self) -> String {

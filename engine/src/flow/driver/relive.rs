@@ -121,6 +121,7 @@ impl Driver {
                 Some(cut) => Some(self.open_recorded(past, cut)),
                 None => {
                     past.over = true;
+                    self.wake_idle_splits();
                     None
                 }
             });
@@ -154,6 +155,7 @@ impl Driver {
             Some(cut) => self.open_recorded(past, cut),
             None => {
                 past.over = true;
+                self.wake_idle_splits();
                 self.control.set_notice("recovery", None);
                 self.epoch = self.next_epoch(self.control.clock.now());
                 Next::Epoch(self.epoch)
