@@ -136,8 +136,7 @@ pub(crate) fn attach<'scope>(
             });
             let frontier = least(frontiers);
             let waiting = state.accept(frontier);
-            let done = state.settle(frontier, waiting, held.as_mut());
-            if done {
+            if state.settle(frontier, waiting, held.as_mut()) {
                 held = None;
             }
         }

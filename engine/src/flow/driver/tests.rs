@@ -197,6 +197,24 @@ fn an_idle_split_lets_go_of_the_watermark_but_a_disconnected_one_does_not() {
 }
 
 #[test]
+fn what_was_idle_holds_the_watermark_when_the_job_goes_on() {
+    let mut rig = Rig::live(&[false, false]);
+    rig.push(0, 0, &[100]);
+    rig.queues[0].at_end(true);
+    rig.pass(1_000, ALL_ACCEPTED);
+    let state = |rig: &Rig| rig.known.borrow().state.splits().next().unwrap().2.state;
+    assert_eq!(state(&rig), SplitState::Idle);
+    // Since the restart nobody knows what it has.
+    rig.queues[0].at_end(false);
+    rig.driver.restored = true;
+    rig.pass(50, ALL_ACCEPTED);
+    assert_eq!(state(&rig), SplitState::Reading);
+    rig.queues[0].at_end(true);
+    rig.pass(1_000, ALL_ACCEPTED);
+    assert_eq!(state(&rig), SplitState::Idle, "found at its end, it may be idle again");
+}
+
+#[test]
 fn an_epoch_of_a_replay_ends_however_many_bytes_it_has() {
     const ROWS: usize = 1 << 16;
     let mut rig = Rig::replay(200 * ROWS);
