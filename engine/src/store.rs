@@ -12,7 +12,7 @@
 //!
 //! # Invariant
 //! A generation's number is claimed once. A manifest counts as long as no later generation has
-//! begun from an epoch before it ([`sound`]).
+//! begun from an epoch before it ([`crate::checkpoint::counts`]).
 //!
 //! # Argument
 //! - *One writer*: a put that succeeds only where nothing is makes one claim of a number, whatever
@@ -20,7 +20,7 @@
 //!   that is still alive can do nothing that is seen outside.
 //! - *What a zombie leaves here does no harm*: its manifests beyond the base of a later generation
 //!   do not count; those before are made of the same cuts, and are as good as any.
-//! - *Nothing needed is removed*: see [`to_collect`].
+//! - *Nothing needed is removed*: see [`crate::checkpoint::to_collect`].
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
