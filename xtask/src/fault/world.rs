@@ -97,7 +97,12 @@ impl<'a> World<'a> {
             _ => None,
         };
         let url = match &proxy {
-            Some(proxy) => database.url.replace(database.server()?, &proxy.address().to_string()),
+            Some(proxy) => {
+                let through =
+                    database.url.replace(database.server()?, &proxy.address().to_string());
+                // The proxy reads along.
+                format!("{through}?sslmode=disable")
+            }
             None => database.url.clone(),
         };
         let script = folder.join("script.sql");

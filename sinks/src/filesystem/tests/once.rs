@@ -113,7 +113,7 @@ fn names_say_job_sink_shard_and_epoch_and_a_second_run_adds_nothing() {
     assert_eq!(run(1), (None, 9));
     let first = put(folder.path());
     let shown = expect![[r#"
-        _weir/theft-7-38042611a5125fc2/generation-00000000000000000001 50
+        _weir/theft-7-38042611a5125fc2/generation-00000000000000000001 69
         part-theft-7-38042611a5125fc2-0-00000000000000000001.jsonl 106
         part-theft-7-38042611a5125fc2-0-00000000000000000003.jsonl 106
         part-theft-7-38042611a5125fc2-0-00000000000000000005.jsonl 26"#]];
