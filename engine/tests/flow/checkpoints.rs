@@ -6,7 +6,7 @@ use weir_engine::checkpoint::{Checkpointer, Loaded, Name, load_newest};
 use weir_engine::store::{JobStore, Objects};
 
 /// Many epochs, so that there is time for checkpoints.
-const LIVE: EpochPolicy = EpochPolicy::Live { interval: 1, rows: 60 };
+const LIVE: EpochPolicy = EpochPolicy::Live { interval: 1, rows: 15 };
 
 /// Objects in memory; what is removed is only noted.
 #[derive(Default)]
@@ -101,11 +101,11 @@ fn sorted(lines: impl Iterator<Item = Vec<i64>>) -> Vec<Vec<i64>> {
 #[test]
 fn going_on_from_any_checkpoint_gives_what_an_undisturbed_run_gives() {
     let whole = sorted(outcome(1, REPLAY, true).0.into_iter().map(|line| line.1));
-    for (workers, policy) in [(1, LIVE), (2, LIVE), (3, EpochPolicy::rows(100))] {
+    for (workers, policy) in [(1, LIVE), (2, LIVE), (3, EpochPolicy::rows(30))] {
         let (store, disk) = (Arc::new(Memory::default()), Arc::new(Simulated::default()));
         let (lines, _) = run_on(&store, &disk, workers, policy);
         let names = store.names();
-        assert!(names.len() > 3, "{} checkpoints", names.len());
+        assert!(names.len() > 1, "{} checkpoints", names.len());
         let cuts = cuts_on(&disk);
         for (place, name) in names.iter().enumerate().step_by(names.len() / 4 + 1) {
             // With all recorded cuts, or with none behind the checkpoint.
