@@ -381,13 +381,8 @@ impl SplitQueue {
         }
     }
 
-    /// Where the split is needed from: a reader that can begin there saves the way. What it pushes
-    /// of before is passed over.
-    pub fn start(&self) -> Start {
-        self.start
-    }
-
-    /// The least offset that is needed, where that is known.
+    /// The least offset that is needed, where that is known: a reader that can begin there saves
+    /// the way. What it pushes of before is passed over.
     pub fn start_offset(&self) -> Option<u64> {
         match self.start {
             Start::Offset(offset) => Some(offset),

@@ -294,6 +294,7 @@ impl Driver {
             return;
         }
         self.noticed = now;
+        self.forget();
         for source in &self.sources {
             for reading in &source.readings {
                 let (lag, notice) = reading.queue.report();
@@ -323,7 +324,6 @@ impl Driver {
         while self.uncommitted.front().is_some_and(|i| passed(accepted.committed_below, i.epoch)) {
             newest = self.uncommitted.pop_front();
         }
-        self.forget();
         let Some(newest) = newest else { return };
         for (source, offsets) in self.sources.iter_mut().zip(newest.offsets) {
             if let Some(handle) = source.handle.as_mut().filter(|_| !offsets.is_empty()) {
