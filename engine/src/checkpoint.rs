@@ -7,7 +7,8 @@
 //!    does once it has taken the epoch's rows, and has then committed all or given the rest as
 //!    pieces. The cut operator gives what the cuts say.
 //! 3. A thread writes the new pieces to files, then the manifest, by a put that succeeds only where
-//!    nothing is. The checkpoint exists once that has returned.
+//!    nothing is. The checkpoint exists once that has returned. Of several processes each writes
+//!    its own files, and the first the manifest (`parts.rs`).
 //! 4. What no longer is named is removed, and the cut log is trimmed.
 //!
 //! # Invariant
@@ -31,6 +32,7 @@
 
 mod keeper;
 mod load;
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -38,7 +40,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 pub use keeper::{CheckpointCounters, Checkpointer, Retained};
-pub use load::{Loaded, Unsound, load_newest, verify};
+pub use load::{Loaded, Unsound, Wanted, load_named, load_newest, verify};
+pub use parts::Member;
 
 use crate::cut::CutSnapshot;
 use crate::keys::KeyGroups;

@@ -13,7 +13,9 @@ mod driver;
 mod exchange;
 mod install;
 mod lifted;
+mod links;
 mod reading;
+mod recorded;
 mod shard;
 mod sink;
 
@@ -50,36 +52,56 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    fn config(&self) -> timely::Config {
-        use timely::{CommunicationConfig as Communication, WorkerConfig};
+    fn is_alone(&self) -> bool {
+        self.addresses.len() <= 1
+    }
+
+    /// Builders of the workers' channels, and what holds the connections.
+    fn channels(&self, control: &JobControl) -> Result<Channels, String> {
+        use timely::CommunicationConfig as Communication;
+        use timely::communication::allocator::zero_copy::initialize;
+        use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
         let threads = self.threads.max(1);
-        let communication = if self.addresses.len() > 1 {
-            Communication::Cluster {
-                threads,
-                process: self.process,
-                addresses: self.addresses.clone(),
-                report: false,
-                zerocopy: false,
-            }
-        } else if threads > 1 {
-            Communication::Process(threads)
-        } else {
-            Communication::Thread
-        };
-        timely::Config { communication, worker: WorkerConfig::default() }
+        if self.is_alone() {
+            return match threads {
+                1 => Communication::Thread.try_build(),
+                _ => Communication::Process(threads).try_build(),
+            };
+        }
+        let failed = |e: std::io::Error| format!("processes cannot be connected: {e}");
+        let ended = || control.is_broken_off() || control.is_stopping();
+        let links = links::connect(&self.addresses, self.process, ended);
+        if ended() {
+            control.interrupt();
+        }
+        let links = links.map_err(failed)?;
+        let hooks = timely::communication::Hooks::default();
+        let local =
+            ProcessBuilder::new_typed_vector(threads, hooks.refill.clone(), hooks.spill.clone());
+        let (builders, guard) = initialize::initialize_networking_from_sockets(
+            local,
+            links,
+            self.process,
+            threads,
+            hooks,
+        )
+        .map_err(failed)?;
+        Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
     }
 }
+
+type Channels = (Vec<timely::communication::AllocatorBuilder>, Box<dyn Any + Send>);
 
 fn run_worker(
     worker: &mut Worker,
     graph: Graph,
     job: &JobInput,
     control: &Arc<JobControl>,
-    threads: usize,
+    cluster: &Cluster,
 ) {
     let dataflow = worker.next_dataflow_index();
-    let driver = install::install(worker, graph, job, control);
-    control.is_built(threads);
+    let driver = install::install(worker, graph, job, control, cluster.is_alone());
+    control.is_built(cluster.threads.max(1));
     while worker.has_dataflows() {
         if control.is_broken_off() {
             worker.drop_dataflow(dataflow);
@@ -109,13 +131,8 @@ pub fn run(
     control: &Arc<JobControl>,
     build: impl Fn(usize) -> Result<Graph, String> + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    if control.memory().is_some() && cluster.addresses.len() > 1 {
-        // A sink asks its own process's log only.
-        let message = "a job of several processes cannot remember its cuts yet".to_owned();
-        return Err(Failure::Operator { operator: "cut log".to_owned(), message });
-    }
-    let (shared, threads) = (control.clone(), cluster.threads.max(1));
-    let workers = timely::execute(cluster.config(), move |worker| {
+    let (shared, set) = (control.clone(), cluster.clone());
+    let work = move |worker: &mut Worker| {
         let graph = match build(worker.peers()) {
             Ok(graph) => graph,
             Err(message) => {
@@ -124,7 +141,7 @@ pub fn run(
             }
         };
         // A panic must not leave the other workers waiting: it fails the job like any other cause.
-        let steps = AssertUnwindSafe(|| run_worker(worker, graph, &job, &shared, threads));
+        let steps = AssertUnwindSafe(|| run_worker(worker, graph, &job, &shared, &set));
         if let Err(panic) = catch_unwind(steps) {
             let message = format!("panicked: {}", panic_text(panic.as_ref()));
             shared.fail(Failure::Operator { operator: "worker".to_owned(), message });
@@ -133,6 +150,9 @@ pub fn run(
                 worker.drop_dataflow(dataflow);
             }
         }
+    };
+    let workers = cluster.channels(control).and_then(|(builders, links)| {
+        timely::execute::execute_from(builders, links, timely::WorkerConfig::default(), work)
     });
     let failed = |operator: &str, message: String| {
         control.fail(Failure::Operator { operator: operator.to_owned(), message });
@@ -145,6 +165,8 @@ pub fn run(
                 }
             }
         }
+        // Nobody connects to a job that is not wanted any more.
+        Err(_) if control.is_broken_off() => {}
         Err(message) => failed("cluster", message),
     }
     control.failure().map_or(Ok(()), Err)

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::parts::{Behind, Member, Part, prefix};
 use super::{FORMAT, Manifest, Name, Owner, PieceRecord, ShardRecord, load, to_collect, to_keep};
 use crate::clock::Stopwatch;
 use crate::connector::ConnectorError;
@@ -23,6 +24,10 @@ const FILE_BYTES: usize = 64 << 20;
 /// The first and the longest pause before another attempt to write.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The first and the longest pause before another look for the parts of other processes.
+const LOOK_FIRST: Duration = Duration::from_millis(2);
+const LOOK_MAX: Duration = Duration::from_millis(200);
 
 /// What has been done so far.
 #[derive(Debug, Default)]
@@ -58,6 +63,8 @@ enum Given {
 /// The pieces that one owner gives.
 pub(crate) struct Collector {
     next: Arc<AtomicU64>,
+    /// Pieces are numbered in turn by so many processes.
+    step: u64,
     key_groups: KeyGroups,
     given: Vec<Given>,
     /// Since when its owner does nothing else.
@@ -79,7 +86,7 @@ impl Pieces for Collector {
     }
 
     fn put(&mut self, part: StatePart) -> PieceRef {
-        let id = PieceId(self.next.fetch_add(1, Ordering::Relaxed));
+        let id = PieceId(self.next.fetch_add(self.step, Ordering::Relaxed));
         let key_groups = part.key_groups.and(self.key_groups).unwrap_or(part.key_groups);
         self.given.push(Given::New(id, StatePart { key_groups, ..part }));
         PieceRef { id, key_groups }
@@ -100,7 +107,6 @@ struct Making {
 struct State {
     /// Who gives pieces: owner and worker.
     owners: BTreeSet<(Owner, usize)>,
-    workers: usize,
     /// When the last one was asked for.
     asked: Option<Millis>,
     /// Whether one is under way.
@@ -119,6 +125,7 @@ struct Shared {
     next_piece: Arc<AtomicU64>,
     counters: CheckpointCounters,
     interval: Millis,
+    member: Member,
 }
 
 impl Shared {
@@ -127,7 +134,7 @@ impl Shared {
     }
 }
 
-/// Makes a job's checkpoints, on one process.
+/// Makes a job's checkpoints: on process 0 whole ones, on any other its part of them.
 pub struct Checkpointer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -135,7 +142,7 @@ pub struct Checkpointer {
 
 impl Checkpointer {
     /// Starts the thread. `from`: the checkpoint that the job was restored from; `interval`: the
-    /// least time between two, in milliseconds.
+    /// least time between two, in milliseconds; `member`: which process this is.
     ///
     /// # Errors
     /// No thread can be started.
@@ -145,8 +152,9 @@ impl Checkpointer {
         from: Option<&Manifest>,
         interval: Millis,
         memory: Arc<dyn CutMemory>,
+        member: Member,
     ) -> std::io::Result<Checkpointer> {
-        let next_piece = from.map_or(1, |manifest| manifest.next_piece);
+        let next_piece = member.first_piece(from.map_or(1, |manifest| manifest.next_piece));
         let known = from.into_iter().flat_map(|manifest| &manifest.pieces);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -154,6 +162,7 @@ impl Checkpointer {
             next_piece: Arc::new(AtomicU64::new(next_piece)),
             counters: CheckpointCounters::default(),
             interval,
+            member,
         });
         let writer = Writer {
             store,
@@ -162,6 +171,7 @@ impl Checkpointer {
             memory,
             known: known.map(|piece| (piece.id, piece.clone())).collect(),
             sound: from.into_iter().map(Manifest::name).collect(),
+            behind: Behind::from(from),
         };
         let thread = std::thread::Builder::new().name("checkpoints".to_owned());
         let thread = thread.spawn(move || writer.run())?;
@@ -170,13 +180,14 @@ impl Checkpointer {
 
     /// Says that this owner gives pieces on this worker, before any epoch is complete.
     pub(crate) fn expect(&self, owner: Owner, worker: usize) {
-        let mut state = self.shared.lock();
-        state.owners.insert((owner, worker));
-        state.workers = state.workers.max(worker + 1);
+        self.shared.lock().owners.insert((owner, worker));
     }
 
-    /// Whether the next cut is to be a checkpoint; true once for each.
+    /// Whether the next cut is to be a checkpoint; true once for each, on process 0.
     pub(crate) fn is_due(&self, now: Millis) -> bool {
+        if self.shared.member.process > 0 {
+            return false;
+        }
         let mut state = self.shared.lock();
         let asked = *state.asked.get_or_insert(now);
         // A clock that stepped back must not end them.
@@ -192,7 +203,8 @@ impl Checkpointer {
     /// For the pieces of an owner that has these key groups.
     pub(crate) fn collector(&self, key_groups: KeyGroups) -> Collector {
         let (next, began) = (self.shared.next_piece.clone(), Some(Stopwatch::start()));
-        Collector { next, key_groups, given: Vec::new(), began }
+        let step = self.shared.member.processes.max(1) as u64;
+        Collector { next, step, key_groups, given: Vec::new(), began }
     }
 
     fn with(&self, epoch: Epoch, change: impl FnOnce(&mut Making)) {
@@ -214,7 +226,7 @@ impl Checkpointer {
         }
     }
 
-    /// What the cuts say at the end of the epoch.
+    /// What the cuts say at the end of the epoch; once a process.
     pub(crate) fn cuts(&self, epoch: Epoch, cuts: CutSnapshot) {
         self.with(epoch, |making| making.cuts = Some(cuts));
     }
@@ -272,10 +284,11 @@ struct Writer {
     generation: u64,
     shared: Arc<Shared>,
     memory: Arc<dyn CutMemory>,
-    /// Pieces that the newest checkpoint names.
+    /// Pieces that the newest checkpoint names, as far as they may be this process's.
     known: BTreeMap<PieceId, PieceRecord>,
     /// Checkpoints that this process has made, or has read whole.
     sound: BTreeSet<Name>,
+    behind: Behind,
 }
 
 /// Files of pieces as they are filled.
@@ -348,10 +361,9 @@ impl Writer {
                 return;
             }
             let Some(making) = state.ready.take() else { continue };
-            let workers = state.workers;
             drop(state);
             let (began, paused) = (making.began, making.paused);
-            let done = self.make(making, workers).and_then(|made| self.keep_trying(&made));
+            let done = self.make(making).and_then(|made| self.keep_trying(made));
             let mut state = shared.lock();
             match done {
                 Ok(Some(bytes)) => self.count(bytes, began.elapsed(), paused),
@@ -373,10 +385,10 @@ impl Writer {
         counters.last_paused.store(micros(paused), Ordering::Relaxed);
     }
 
-    /// The manifest, and the files that it needs.
-    fn make(&self, making: Making, workers: usize) -> Result<Made, ConnectorError> {
+    /// This process's part, and the files that it needs.
+    fn make(&self, making: Making) -> Result<Made, ConnectorError> {
         let (generation, epoch) = (self.generation, making.epoch);
-        let prefix = format!("pieces/{generation:020}-{epoch:020}");
+        let prefix = prefix(generation, epoch, self.shared.member.process);
         let mut files = Files { prefix, number: 0, open: Vec::new(), full: Vec::new() };
         let mut pieces = Vec::new();
         for ((owner, _), given) in making.given {
@@ -402,62 +414,109 @@ impl Writer {
             shard,
             digest: format!("{digest:032x}"),
         };
-        let manifest = Manifest {
+        let part = Part {
             format: FORMAT,
-            weir: env!("CARGO_PKG_VERSION").to_owned(),
             generation,
             epoch,
-            workers,
             next_piece: self.shared.next_piece.load(Ordering::Relaxed),
-            cuts: making.cuts.unwrap_or_default(),
             shards: making.digests.into_iter().map(record).collect(),
             pieces,
         };
-        Ok(Made { manifest, files: files.full })
+        Ok(Made { part, cuts: making.cuts.unwrap_or_default(), files: files.full })
     }
 
     /// Writes until it works; `None` where the job has ended meanwhile.
-    fn keep_trying(&mut self, made: &Made) -> Result<Option<u64>, ConnectorError> {
+    fn keep_trying(&mut self, made: Made) -> Result<Option<u64>, ConnectorError> {
         let mut pause = PAUSE_FIRST;
         loop {
-            let error = match self.write(made) {
-                Ok(bytes) => return self.tidy_up().map(|()| Some(bytes)),
+            let error = match self.write(&made) {
+                Ok(None) => return Ok(None),
+                Ok(Some(bytes)) => return self.tidy_up(made).map(|()| Some(bytes)),
                 Err(Trouble::Final(error)) => return Err(error),
                 Err(Trouble::Store(error)) => error,
             };
-            let mut state = self.shared.lock();
-            state.notice = Some(format!("the checkpoint waits: {error}"));
-            let waited = self.shared.news.wait_timeout_while(state, pause, |state| !state.stop);
-            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if state.stop {
+            if !self.pause(pause, Some(format!("the checkpoint waits: {error}"))) {
                 return Ok(None);
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
-    fn write(&mut self, made: &Made) -> Result<u64, Trouble> {
+    /// Waits; false where the job has ended meanwhile.
+    fn pause(&self, pause: Duration, notice: Option<String>) -> bool {
+        let mut state = self.shared.lock();
+        if notice.is_some() {
+            state.notice = notice;
+        }
+        let waited = self.shared.news.wait_timeout_while(state, pause, |state| !state.stop);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stop
+    }
+
+    /// Writes the files, then what names them; `None` where the job has ended meanwhile.
+    fn write(&mut self, made: &Made) -> Result<Option<u64>, Trouble> {
         let mut bytes = 0;
         for (name, content) in &made.files {
             // Not written where an attempt before this one was.
             self.store.objects().put(name, content.clone())?;
             bytes += content.len() as u64;
         }
-        self.is_newest()?;
-        let manifest = &made.manifest;
-        let text = serde_json::to_string(manifest);
+        let member = self.shared.member;
+        let path = if member.process > 0 {
+            self.is_newest()?;
+            bytes += self.put(&made.part.path(member.process), &made.part)?;
+            None
+        } else {
+            let Some(whole) = self.gather(&made.part)? else { return Ok(None) };
+            self.is_newest()?;
+            let manifest = whole.into_manifest(made.cuts.clone(), member.workers);
+            bytes += self.put(&manifest.name().path(), &manifest)?;
+            Some(manifest.name())
+        };
+        self.sound.extend(path);
+        let known = made.part.pieces.iter();
+        self.known = known.map(|piece| (piece.id, piece.clone())).collect();
+        Ok(Some(bytes))
+    }
+
+    fn put<T: serde::Serialize>(&self, path: &str, value: &T) -> Result<u64, Trouble> {
+        let text = serde_json::to_string(value);
         let text = text.map_err(|e| Trouble::Final(ConnectorError::fatal(e.to_string())))?;
         let sealed = seal(&text);
-        bytes += sealed.len() as u64;
-        self.store.objects().put(&manifest.name().path(), sealed)?;
-        self.sound.insert(manifest.name());
-        self.known = manifest.pieces.iter().map(|piece| (piece.id, piece.clone())).collect();
+        let bytes = sealed.len() as u64;
+        self.store.objects().put(path, sealed)?;
         Ok(bytes)
+    }
+
+    /// All parts together, once they are there; `None` where the job has ended meanwhile.
+    fn gather(&self, own: &Part) -> Result<Option<Part>, Trouble> {
+        let mut whole = own.clone();
+        for process in 1..self.shared.member.processes {
+            let mut pause = LOOK_FIRST;
+            loop {
+                if let Some(part) = own.of(process, &self.store)? {
+                    whole.add(part);
+                    break;
+                }
+                if !self.pause(pause, None) {
+                    return Ok(None);
+                }
+                pause = (pause * 2).min(LOOK_MAX);
+            }
+        }
+        Ok(Some(whole))
     }
 
     /// Removes what is not needed any more. What cannot be removed now is left to the next
     /// checkpoint: this one exists.
-    fn tidy_up(&mut self) -> Result<(), ConnectorError> {
+    fn tidy_up(&mut self, made: Made) -> Result<(), ConnectorError> {
+        if self.shared.member.process > 0 {
+            let asked = Retained { epoch: made.part.epoch, splits: made.cuts.facts() };
+            if let Some(oldest) = self.behind.next(asked) {
+                self.retain(oldest);
+            }
+            self.shared.lock().notice = None;
+            return Ok(());
+        }
         let notice = match self.collect() {
             Ok(()) => None,
             Err(Trouble::Final(error)) => return Err(error),
@@ -467,6 +526,12 @@ impl Writer {
         };
         self.shared.lock().notice = notice;
         Ok(())
+    }
+
+    /// Nothing from before this checkpoint is needed any more.
+    fn retain(&self, oldest: Arc<Retained>) {
+        self.memory.trim(oldest.epoch);
+        self.shared.lock().retained = Some(oldest);
     }
 
     fn is_newest(&self) -> Result<(), Trouble> {
@@ -496,9 +561,8 @@ impl Writer {
         self.is_newest()?;
         self.sound.retain(|name| kept.contains(name));
         if let Some(oldest) = oldest {
-            self.memory.trim(oldest.epoch);
-            let retained = Retained { epoch: oldest.epoch, splits: oldest.cuts.facts() };
-            self.shared.lock().retained = Some(Arc::new(retained));
+            let splits = oldest.cuts.facts();
+            self.retain(Arc::new(Retained { epoch: oldest.epoch, splits }));
         }
         for path in to_collect(&manifests, &files, &kept, &named, self.generation) {
             objects.delete(&path)?;
@@ -515,7 +579,8 @@ impl Writer {
 }
 
 struct Made {
-    manifest: Manifest,
+    part: Part,
+    cuts: CutSnapshot,
     files: Vec<(String, Vec<u8>)>,
 }
 

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::{Mutex, PoisonError};
 
-use super::{FORMAT, Manifest, Name, Owner, PieceRecord, in_force};
+use super::{FORMAT, Manifest, Member, Name, Owner, PieceRecord, in_force};
 use crate::connector::ConnectorError;
 use crate::journal::crc32c;
+use crate::keys::owned;
 use crate::state::{PieceRef, Restored, StatePart};
 use crate::store::JobStore;
 
@@ -44,16 +45,57 @@ pub struct Unsound {
     pub reason: String,
 }
 
-/// The newest sound checkpoint that counts, with those that were passed over.
+/// Which pieces of a checkpoint are to be kept in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of them.
+    All,
+    /// None: they are only looked at.
+    Nothing,
+    /// Those of this process's workers.
+    Of(Member),
+}
+
+impl Wanted {
+    fn takes(self, piece: &PieceRecord) -> bool {
+        let Wanted::Of(member) = self else { return self == Wanted::All };
+        let peers = member.workers.max(1);
+        let threads = peers / member.processes.max(1);
+        let mine = member.process * threads..(member.process + 1) * threads;
+        match piece.owner {
+            Owner::Operator(_) => mine
+                .filter_map(|worker| owned(worker, peers))
+                .any(|groups| groups.meets(piece.key_groups)),
+            Owner::Shard(_, shard) => mine.contains(&(shard as usize % peers)),
+        }
+    }
+}
+
+/// A checkpoint that was found sound before.
+///
+/// # Errors
+/// The store's; what is wrong with it.
+pub fn load_named(store: &JobStore, name: Name, wanted: Wanted) -> Result<Loaded, ConnectorError> {
+    load(store, name, wanted)?.map_err(|reason| {
+        let epoch = name.epoch;
+        ConnectorError::fatal(format!("the checkpoint at epoch {epoch}: {reason}"))
+    })
+}
+
+/// The newest sound checkpoint that counts, with those that were passed over. All that it names is
+/// looked at; only what is wanted is kept.
 ///
 /// # Errors
 /// The store's: a store that does not answer is no unsound checkpoint.
-pub fn load_newest(store: &JobStore) -> Result<(Option<Loaded>, Vec<Unsound>), ConnectorError> {
+pub fn load_newest(
+    store: &JobStore,
+    wanted: Wanted,
+) -> Result<(Option<Loaded>, Vec<Unsound>), ConnectorError> {
     let generations = store.generations()?;
     let paths = store.objects().list("checkpoints")?;
     let mut unsound = Vec::new();
     for name in in_force(&paths, &generations) {
-        match load(store, name)? {
+        match load(store, name, wanted)? {
             Ok(loaded) => return Ok((Some(loaded), unsound)),
             Err(reason) => unsound.push(Unsound { name, reason }),
         }
@@ -66,10 +108,14 @@ pub fn load_newest(store: &JobStore) -> Result<(Option<Loaded>, Vec<Unsound>), C
 /// # Errors
 /// The store's.
 pub fn verify(store: &JobStore, name: Name) -> Result<Result<Manifest, String>, ConnectorError> {
-    Ok(load(store, name)?.map(|loaded| loaded.manifest))
+    Ok(load(store, name, Wanted::All)?.map(|loaded| loaded.manifest))
 }
 
-fn load(store: &JobStore, name: Name) -> Result<Result<Loaded, String>, ConnectorError> {
+fn load(
+    store: &JobStore,
+    name: Name,
+    wanted: Wanted,
+) -> Result<Result<Loaded, String>, ConnectorError> {
     let Some(bytes) = store.objects().get(&name.path())? else {
         return Ok(Err("its manifest is gone".to_owned()));
     };
@@ -77,21 +123,33 @@ fn load(store: &JobStore, name: Name) -> Result<Result<Loaded, String>, Connecto
         Ok(manifest) => manifest,
         Err(reason) => return Ok(Err(format!("its manifest {reason}"))),
     };
-    let files: BTreeSet<&String> = manifest.pieces.iter().map(|piece| &piece.file).collect();
+    // What is only looked at is looked at whole.
+    let partly = matches!(wanted, Wanted::Of(_));
+    let read_in = manifest.pieces.iter().filter(|piece| !partly || wanted.takes(piece));
+    let files: BTreeSet<&String> = read_in.map(|piece| &piece.file).collect();
     let mut pieces: BTreeMap<Owner, Vec<Restored>> = BTreeMap::new();
     for file in files {
         let Some(bytes) = store.objects().get(file)? else {
             return Ok(Err(format!("its file {file} is gone")));
         };
         for piece in manifest.pieces.iter().filter(|piece| piece.file == *file) {
-            match read(piece, &bytes) {
-                Ok(part) => {
-                    let (id, key_groups) = (piece.id, piece.key_groups);
+            let (id, key_groups) = (piece.id, piece.key_groups);
+            let content = checked(piece, &bytes);
+            let read = match content {
+                Ok(content) if wanted.takes(piece) => {
+                    decode(content).map(Some).map_err(|e| format!("cannot be read: {e}"))
+                }
+                content => content.map(|_| None),
+            };
+            match read {
+                Ok(None) => {}
+                Ok(Some(rows)) => {
+                    let part = StatePart { kind: lasting(&piece.kind), key_groups, rows };
                     let named = PieceRef { id, key_groups };
                     pieces.entry(piece.owner.clone()).or_default().push((named, part));
                 }
                 Err(reason) => {
-                    let (id, offset) = (piece.id.0, piece.offset);
+                    let (id, offset) = (id.0, piece.offset);
                     let what = format!("piece {id} in {file} at byte {offset} {reason}");
                     return Ok(Err(what));
                 }
@@ -117,15 +175,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, String> {
     serde_json::from_str(line).map_err(|e| format!("is unreadable: {e}"))
 }
 
-fn read(piece: &PieceRecord, file: &[u8]) -> Result<StatePart, String> {
+/// The bytes of a piece, if they are whole.
+fn checked<'a>(piece: &PieceRecord, file: &'a [u8]) -> Result<&'a [u8], String> {
     let end = piece.offset.checked_add(piece.length).filter(|end| *end <= file.len() as u64);
     let Some(end) = end else { return Err("ends behind the file's end".to_owned()) };
     let bytes = &file[piece.offset as usize..end as usize];
     if crc32c(bytes) != piece.checksum {
         return Err("has a wrong checksum".to_owned());
     }
-    let rows = decode(bytes).map_err(|e| format!("cannot be read: {e}"))?;
-    Ok(StatePart { kind: lasting(&piece.kind), key_groups: piece.key_groups, rows })
+    Ok(bytes)
 }
 
 fn decode(bytes: &[u8]) -> Result<RecordBatch, arrow::error::ArrowError> {

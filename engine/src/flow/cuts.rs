@@ -77,7 +77,7 @@ pub(crate) fn resolve<'scope>(
                 }
                 let facts = shared.known.borrow_mut().close(epoch, parts);
                 if facts.checkpoint
-                    && first_worker
+                    && shared.memory.is_some()
                     && let Some(checkpoints) = shared.control.checkpoints()
                 {
                     checkpoints.cuts(epoch, shared.known.borrow().snapshot(epoch));

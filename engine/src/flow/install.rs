@@ -22,7 +22,8 @@ use super::cuts::{Addressed, CutParts, SplitNames, resolve};
 use super::driver::{Accepted, Driver, Known, Next, Outlets, SourceRuntime};
 use super::lifted::{FactsStream, RowsStream};
 use super::reading::{Reading, ids, planned_batch};
-use super::sink::{SinkParts, attach};
+use super::recorded::recorded;
+use super::sink::{SinkInputs, SinkParts, attach};
 use crate::cut::{CutPart, CutState, SourcePlan, SplitFacts, SplitState};
 use crate::graph::{Edge, Exchange, Graph, Node, Outlet, SourceNode, dead_letter_schema};
 use crate::job::JobControl;
@@ -40,12 +41,14 @@ struct Built<'scope> {
     ordered: BTreeSet<usize>,
 }
 
-/// Builds the dataflow of `graph`. Failures to open a source go to `control`.
+/// Builds the dataflow of `graph`. Failures to open a source go to `control`. `alone`: the job has
+/// no other process.
 pub(crate) fn install(
     worker: &mut Worker,
     graph: Graph,
     job: &JobInput,
     control: &Arc<JobControl>,
+    alone: bool,
 ) -> Rc<RefCell<Driver>> {
     let (index, peers) = (worker.index(), worker.peers());
     let used = used_edges(&graph);
@@ -67,6 +70,8 @@ pub(crate) fn install(
         let memory = control.keep_cuts();
         let shared = CutParts { known, driver: activator, control: control.clone(), names, memory };
         let facts = resolve(made.parts, shared);
+        let memory = control.memory().filter(|_| !alone);
+        let recorded = memory.map(|memory| recorded(facts.clone(), memory));
         let mut built = Built {
             streams: made.streams,
             marks: BTreeMap::new(),
@@ -92,7 +97,9 @@ pub(crate) fn install(
                     let number = sinks.next().unwrap_or(place);
                     let author = control.author(number, &sink.table);
                     let parts = SinkParts { node: sink, place, ordered, author, number };
-                    let (a, c) = attach(parts, rows, facts.clone(), control);
+                    let (facts, recorded) = (facts.clone(), recorded.clone());
+                    let inputs = SinkInputs { rows, facts, recorded };
+                    let (a, c) = attach(parts, inputs, control);
                     a.probe_with(&accepted);
                     c.probe_with(&committed);
                 }

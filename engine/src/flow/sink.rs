@@ -6,7 +6,8 @@
 //! whole row.
 //!
 //! # Cut log
-//! Where the job's cuts are remembered, no epoch is accepted before its cut is on disk.
+//! Where the job's cuts are remembered, no epoch is accepted before its cut is on disk at every
+//! process: one that is alone asks its memory, several know by the stream of `recorded.rs`.
 //!
 //! # Progress
 //! Two streams without rows say how far the sink is: the frontier of the first passes e once e is
@@ -26,6 +27,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use super::adapter::least;
 use super::exchange::{Deal, Dealer, Shards};
 use super::lifted::{FactsStream, RowsStream};
+use super::recorded::Recorded;
 use super::shard::{EpochRows, Resumed, Shard, Target};
 use crate::cut::EpochFacts;
 use crate::digest::digest;
@@ -58,6 +60,8 @@ struct SinkState {
     counters: Arc<SinkCounters>,
     recorded_time: Millis,
     finished: bool,
+    /// Where several processes remember cuts: below this epoch all have them on disk.
+    recorded: Option<Epoch>,
 }
 
 /// A sink as it is attached.
@@ -72,14 +76,22 @@ pub(crate) struct SinkParts {
     pub(crate) number: usize,
 }
 
+/// What a sink takes.
+pub(crate) struct SinkInputs<'scope> {
+    pub(crate) rows: RowsStream<'scope>,
+    pub(crate) facts: FactsStream<'scope>,
+    /// Where several processes remember cuts.
+    pub(crate) recorded: Option<Recorded<'scope>>,
+}
+
 /// Builds the adapter.
 pub(crate) fn attach<'scope>(
     parts: SinkParts,
-    rows: RowsStream<'scope>,
-    facts: FactsStream<'scope>,
+    inputs: SinkInputs<'scope>,
     control: &Arc<JobControl>,
 ) -> SinkProgress<'scope> {
     let SinkParts { node, place, ordered, author, number } = parts;
+    let SinkInputs { rows, facts, recorded } = inputs;
     let scope = rows.scope();
     let (index, peers) = (scope.index(), scope.peers());
     let mut builder = OperatorBuilder::new(format!("Sink {}", node.table), scope);
@@ -88,6 +100,8 @@ pub(crate) fn attach<'scope>(
     let deal = move |_: usize| Deal::by(Dealer::Shards(Shards::of(count, &dealt)));
     let mut input = builder.new_input(rows, DistributorPact(deal));
     let mut facts_in = builder.new_input(facts, Pipeline);
+    let several = recorded.is_some();
+    let _recorded_in = recorded.map(|recorded| builder.new_input(recorded, Pipeline));
     let (_accepted_out, accepted) = builder.new_output::<Vec<()>>();
     let (_committed_out, committed) = builder.new_output::<Vec<()>>();
     let counters = control.sink(place, &node.table);
@@ -99,7 +113,7 @@ pub(crate) fn attach<'scope>(
             let _ = activator.activate();
         })
     };
-    if let Some(memory) = control.memory() {
+    if let Some(memory) = control.memory().filter(|_| !several) {
         memory.on_durable(wake());
     }
     let counts = author.is_some();
@@ -124,6 +138,7 @@ pub(crate) fn attach<'scope>(
         counters,
         recorded_time: MARK_NONE,
         finished: false,
+        recorded: several.then_some(0),
     };
     builder.build(move |capabilities| {
         let mut held = Some(capabilities);
@@ -134,7 +149,9 @@ pub(crate) fn attach<'scope>(
             facts_in.for_each(|capability, facts| {
                 state.pending(*capability.time()).note(facts.last());
             });
-            let frontier = least(frontiers);
+            let (inputs, recorded) = frontiers.split_at(2);
+            let frontier = least(inputs);
+            state.recorded = several.then(|| least(recorded));
             let waiting = state.accept(frontier);
             if state.settle(frontier, waiting, held.as_mut()) {
                 held = None;
@@ -163,20 +180,27 @@ impl SinkState {
         if self.control.is_broken_off() {
             self.pending.clear();
         }
-        while let Some(entry) = self.pending.first_entry() {
-            let epoch = *entry.key();
+        while let Some((&epoch, _)) = self.pending.first_key_value() {
             if epoch >= frontier {
                 return None;
             }
-            let durable = self.control.memory().is_none_or(|memory| memory.is_durable(epoch));
-            if !durable || self.shards.values().any(|(s, _)| !s.queue.has_room()) {
+            if !self.is_recorded(epoch) || self.shards.values().any(|(s, _)| !s.queue.has_room()) {
                 return Some(epoch);
             }
-            let pending = entry.remove();
+            let pending = self.pending.remove(&epoch).unwrap_or_default();
             self.recorded_time = pending.recorded_time.unwrap_or(self.recorded_time);
             self.deliver(epoch, pending.rows, pending.checkpoint);
         }
         None
+    }
+
+    /// Whether the epoch's cut is on disk, where cuts are remembered.
+    fn is_recorded(&self, epoch: Epoch) -> bool {
+        match (self.recorded, self.control.memory()) {
+            (Some(below), _) => epoch < below,
+            (None, Some(memory)) => memory.is_durable(epoch),
+            (None, None) => true,
+        }
     }
 
     fn deliver(&mut self, epoch: Epoch, deltas: Vec<Delta>, checkpoint: bool) {

@@ -2,7 +2,9 @@
 
 use super::recovery::{cuts_on, log_on, memory_on};
 use super::*;
-use weir_engine::checkpoint::{Checkpointer, Loaded, Name, load_newest};
+use weir_engine::checkpoint::{
+    Checkpointer, Loaded, Member, Name, Wanted, load_named, load_newest,
+};
 use weir_engine::store::{JobStore, Objects};
 
 /// Many epochs, so that there is time for checkpoints.
@@ -58,38 +60,55 @@ impl Memory {
     }
 }
 
-/// A run that makes a checkpoint whenever it can, going on from the newest there is.
+/// A run that makes a checkpoint whenever it can, going on from the newest there is. A process a
+/// disk, each with so many workers.
 fn run_on(
     store: &Arc<Memory>,
-    disk: &Arc<Simulated>,
+    disks: &[Arc<Simulated>],
     workers: usize,
     policy: EpochPolicy,
 ) -> (Lines, Option<Arc<Loaded>>) {
     let objects = JobStore::over(store.clone());
-    let (restored, unsound) = load_newest(&objects).unwrap();
+    let (restored, unsound) = load_newest(&objects, Wanted::Nothing).unwrap();
     assert_eq!(unsound, []);
-    let restored = restored.map(Arc::new);
-    let generation = objects.claim(log_on(disk).summary().generation + 1).unwrap();
-    objects.begin(generation, log_on(disk).summary().last).unwrap();
-    let memory = memory_on(disk, workers);
-    let from = restored.as_ref().map(|loaded| &loaded.manifest);
-    let checkpoints = Checkpointer::start(objects, generation, from, 1, memory.clone()).unwrap();
-    let checkpoints = Arc::new(checkpoints);
-    let lasting = Lasting {
-        job: "test".into(),
-        generation,
-        holder: 1,
-        memory,
-        checkpoints: Some(checkpoints.clone()),
-        restored: restored.clone(),
-    };
-    let control = JobControl::lasting(Arc::new(SystemClock), false, lasting);
-    let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
+    let summary = log_on(&disks[0]).summary();
+    let generation = objects.claim(summary.generation + 1).unwrap();
+    objects.begin(generation, summary.last).unwrap();
     let written = Written::default();
-    let theirs = written.clone();
-    let cluster = Cluster { threads: workers, ..Cluster::default() };
-    run(&cluster, job, &control, move |_| Ok(graph(true, false, &theirs))).unwrap();
+    let addresses = addresses(disks.len());
+    let restored = restored.map(Arc::new);
+    let start = |(process, disk): (usize, &Arc<Simulated>)| {
+        let member = Member { process, processes: disks.len(), workers: disks.len() * workers };
+        let memory = memory_on(disk, workers);
+        let name = restored.as_ref().map(|loaded| loaded.manifest.name());
+        let restored = name.map(|name| load_named(&objects, name, Wanted::Of(member)).unwrap());
+        let restored = restored.map(Arc::new);
+        let from = restored.as_ref().map(|loaded| &loaded.manifest);
+        let checkpoints =
+            Checkpointer::start(objects.clone(), generation, from, 1, memory.clone(), member);
+        let lasting = Lasting {
+            job: "test".into(),
+            generation,
+            holder: 1,
+            memory,
+            checkpoints: Some(Arc::new(checkpoints.unwrap())),
+            restored,
+        };
+        let control = JobControl::lasting(Arc::new(SystemClock), false, lasting);
+        let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
+        let theirs = written.clone();
+        let cluster = Cluster { threads: workers, process, addresses: addresses.clone() };
+        std::thread::spawn(move || {
+            run(&cluster, job, &control, move |_| Ok(graph(true, false, &theirs))).unwrap();
+        })
+    };
+    let running: Vec<_> = disks.iter().enumerate().map(start).collect();
+    running.into_iter().for_each(|process| process.join().unwrap());
     (lines_of(&written), restored)
+}
+
+fn empty_disks(count: usize) -> Vec<Arc<Simulated>> {
+    (0..count).map(|_| Arc::new(Simulated::default())).collect()
 }
 
 fn sorted(lines: impl Iterator<Item = Vec<i64>>) -> Vec<Vec<i64>> {
@@ -101,25 +120,31 @@ fn sorted(lines: impl Iterator<Item = Vec<i64>>) -> Vec<Vec<i64>> {
 #[test]
 fn going_on_from_any_checkpoint_gives_what_an_undisturbed_run_gives() {
     let whole = sorted(outcome(1, REPLAY, true).0.into_iter().map(|line| line.1));
-    for (workers, policy) in [(1, LIVE), (2, LIVE), (3, EpochPolicy::rows(30))] {
-        let (store, disk) = (Arc::new(Memory::default()), Arc::new(Simulated::default()));
-        let (lines, _) = run_on(&store, &disk, workers, policy);
+    let sets =
+        [(1, 1, LIVE), (1, 2, LIVE), (1, 3, EpochPolicy::rows(30)), (2, 1, LIVE), (3, 2, LIVE)];
+    for (processes, workers, policy) in sets {
+        let (store, disks) = (Arc::new(Memory::default()), empty_disks(processes));
+        let (lines, _) = run_on(&store, &disks, workers, policy);
         let names = store.names();
-        assert!(names.len() > 1, "{} checkpoints", names.len());
-        let cuts = cuts_on(&disk);
+        assert!(names.len() > 1, "{} checkpoints of {processes} x {workers}", names.len());
+        let cuts = cuts_on(&disks[0]);
+        assert!(disks.iter().all(|disk| cuts_on(disk) == cuts), "each process has all cuts");
         for (place, name) in names.iter().enumerate().step_by(names.len() / 4 + 1) {
             // With all recorded cuts, or with none behind the checkpoint.
             for recorded in [true, false] {
-                let disk = Arc::new(Simulated::default());
-                let kept = cuts.iter().filter(|cut| recorded || cut.epoch <= name.epoch);
-                log_on(&disk).adopt(None, kept.cloned().map(Ok)).unwrap();
+                let disks = empty_disks(1 + (processes + place) % 2);
+                for disk in &disks {
+                    let kept = cuts.iter().filter(|cut| recorded || cut.epoch <= name.epoch);
+                    log_on(disk).adopt(None, kept.cloned().map(Ok)).unwrap();
+                }
                 let others = 1 + (workers + place) % 3;
-                let (more, restored) = run_on(&store.until(*name), &disk, others, policy);
+                let (more, restored) = run_on(&store.until(*name), &disks, others, policy);
                 assert_eq!(restored.unwrap().manifest.epoch, name.epoch);
                 assert!(more.iter().all(|line| line.0 > name.epoch));
                 let before = lines.iter().filter(|line| line.0 <= name.epoch);
                 let all = before.chain(&more).map(|line| line.1.clone());
-                assert_eq!(sorted(all), whole, "{workers} to {others} at {}", name.epoch);
+                let what = format!("{processes} x {workers} to {} x {others}", disks.len());
+                assert_eq!(sorted(all), whole, "{what} at {}", name.epoch);
                 if recorded {
                     let behind = lines.iter().filter(|line| line.0 > name.epoch);
                     assert_eq!(more, behind.cloned().collect::<Lines>());
@@ -131,8 +156,8 @@ fn going_on_from_any_checkpoint_gives_what_an_undisturbed_run_gives() {
 
 #[test]
 fn two_checkpoints_are_kept_and_all_that_they_name() {
-    let (store, disk) = (Arc::new(Memory::default()), Arc::new(Simulated::default()));
-    run_on(&store, &disk, 2, LIVE);
+    let (store, disks) = (Arc::new(Memory::default()), empty_disks(1));
+    run_on(&store, &disks, 2, LIVE);
     let removed = store.removed.lock().unwrap().clone();
     let (names, objects) = (store.names(), JobStore::over(store.clone()));
     let left = names.iter().filter(|name| !removed.contains(&name.path())).count();
@@ -147,15 +172,15 @@ fn two_checkpoints_are_kept_and_all_that_they_name() {
 
 #[test]
 fn a_broken_checkpoint_is_told_and_the_one_before_is_used() {
-    let (store, disk) = (Arc::new(Memory::default()), Arc::new(Simulated::default()));
-    run_on(&store, &disk, 1, LIVE);
+    let (store, disks) = (Arc::new(Memory::default()), empty_disks(1));
+    run_on(&store, &disks, 1, LIVE);
     let names = store.names();
     let newest = names[names.len() - 1];
     let objects = JobStore::over(store.clone());
     let manifest = weir_engine::checkpoint::verify(&objects, newest).unwrap().unwrap();
     let damage = |path: &str, at: usize| {
         store.objects.lock().unwrap().get_mut(path).unwrap()[at] ^= 1;
-        let (loaded, unsound) = load_newest(&objects).unwrap();
+        let (loaded, unsound) = load_newest(&objects, Wanted::All).unwrap();
         store.objects.lock().unwrap().get_mut(path).unwrap()[at] ^= 1;
         assert_eq!(loaded.unwrap().manifest.epoch, names[names.len() - 2].epoch);
         assert_eq!(unsound.len(), 1);
@@ -167,5 +192,5 @@ fn a_broken_checkpoint_is_told_and_the_one_before_is_used() {
     let at = usize::try_from(piece.offset + piece.length - 9).unwrap();
     let reason = damage(&piece.file, at);
     assert!(reason.contains("has a wrong checksum") && reason.contains(&piece.file), "{reason}");
-    assert_eq!(load_newest(&objects).unwrap().1, []);
+    assert_eq!(load_newest(&objects, Wanted::All).unwrap().1, []);
 }

@@ -290,6 +290,13 @@ fn outcome_of(
     Ok((lines_of(&written), digest))
 }
 
+/// Free addresses on loopback.
+fn addresses(count: usize) -> Vec<String> {
+    let listen = |_| std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let held: Vec<_> = (0..count).map(listen).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+}
+
 fn lines_of(written: &Written) -> Lines {
     let rows = written.lock().unwrap();
     let lines = rows.iter().flat_map(|(epoch, rows)| {

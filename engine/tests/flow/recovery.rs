@@ -150,12 +150,36 @@ fn a_stop_in_the_middle_of_the_past_leaves_it_as_it_is() {
 }
 
 #[test]
-fn a_job_of_several_processes_is_refused_a_memory() {
-    let memory = memory_on(&Arc::new(Simulated::default()), 1);
-    let control = control_of(false, Some(memory));
-    let addresses = vec!["localhost:1".to_owned(), "localhost:2".to_owned()];
-    let cluster = Cluster { threads: 1, process: 0, addresses };
-    let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
-    let refused = run(&cluster, job, &control, |_| Ok(graph(false, false, &Written::default())));
-    assert!(refused.unwrap_err().to_string().contains("several processes"));
+fn no_process_commits_what_another_has_not_on_disk() {
+    let disks = [Arc::new(Simulated::default()), Arc::new(Simulated::default())];
+    // The sink is on the first process, the disk of the second has room for a few cuts.
+    disks[1].capacity(Some(3_000));
+    let (written, addresses) = (Written::default(), addresses(2));
+    let memories: Vec<_> = disks.iter().map(|disk| memory_on(disk, 1)).collect();
+    let start = |process: usize| {
+        let control = control_of(false, Some(memories[process].clone()));
+        let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
+        let (theirs, addresses) = (written.clone(), addresses.clone());
+        std::thread::spawn(move || {
+            let cluster = Cluster { threads: 1, process, addresses };
+            run(&cluster, job, &control, move |_| Ok(graph(false, false, &theirs)))
+        })
+    };
+    let running = [start(0), start(1)];
+    while memories[1].notice().is_none() {
+        std::thread::yield_now();
+    }
+    // The other one goes on recording for as long as it may be ahead.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let durable = || {
+        let left: Vec<Epoch> =
+            cuts_on(&Arc::new(disks[1].after_crash(1))).iter().map(|cut| cut.epoch).collect();
+        lines_of(&written).iter().all(|line| left.contains(&line.0))
+    };
+    assert!(durable());
+    assert!(cuts_on(&Arc::new(disks[0].after_crash(1))).len() > 1);
+    disks[1].capacity(None);
+    running.into_iter().for_each(|process| process.join().unwrap().unwrap());
+    assert_eq!(lines_of(&written).len() as i64, ROWS);
+    assert!(durable());
 }
