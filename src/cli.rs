@@ -151,25 +151,23 @@ fn plan(file: &PathBuf) -> Result<Planned, ExitCode> {
 }
 
 /// Trouble at a table points at the table's address in the script.
-fn print_troubles(planned: &Planned, troubles: Vec<run::Trouble>) {
-    for trouble in troubles {
-        let table = trouble.table.as_deref();
-        let place = table.and_then(|t| weir_queries::address_of(&planned.text, t));
-        let message = match table {
-            Some(table) => format!("table `{table}`: {}", trouble.message),
-            None => trouble.message,
-        };
-        match place {
-            Some(span) => {
-                let mut error = weir_queries::Diagnostic::new(span, message);
-                error.hint = trouble.hint;
-                let (name, text) = (&planned.name, &planned.text);
-                eprintln!("{}", weir_queries::Diagnostics::new(name, text, vec![error]));
-            }
-            None => {
-                let hint = trouble.hint.map(|h| format!("\n  hint: {h}")).unwrap_or_default();
-                eprintln!("error: {message}{hint}");
-            }
+fn print_trouble(planned: &Planned, trouble: run::Trouble) {
+    let table = trouble.table.as_deref();
+    let place = table.and_then(|t| weir_queries::address_of(&planned.text, t));
+    let message = match table {
+        Some(table) => format!("table `{table}`: {}", trouble.message),
+        None => trouble.message,
+    };
+    match place {
+        Some(span) => {
+            let mut error = weir_queries::Diagnostic::new(span, message);
+            error.hint = trouble.hint;
+            let (name, text) = (&planned.name, &planned.text);
+            eprintln!("{}", weir_queries::Diagnostics::new(name, text, vec![error]));
+        }
+        None => {
+            let hint = trouble.hint.map(|h| format!("\n  hint: {h}")).unwrap_or_default();
+            eprintln!("error: {message}{hint}");
         }
     }
 }
@@ -250,11 +248,10 @@ fn run_script(args: RunArgs) -> ExitCode {
         }),
         report: args.report,
     };
-    match run::run_script(script.jobs.clone(), &options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(troubles) => {
-            print_troubles(&planned, troubles);
-            ExitCode::from(FAILED)
-        }
+    let mut tell = |trouble| print_trouble(&planned, trouble);
+    if run::run_script(script.jobs.clone(), &options, &mut tell) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
     }
 }

@@ -31,8 +31,9 @@ use weir_engine::job::JobControl;
 use weir_sources::broker::Broker;
 
 use crate::connectors;
+use crate::jobs::{self, RunningJob};
 use crate::report::JobReport;
-use crate::run::{self, RunningJob};
+use crate::run;
 use publish::{Pace, Progress};
 use results::Suspects;
 use screen::{Facts, Screen};
@@ -181,7 +182,7 @@ impl Jobs {
             let job = run::prepare(plan, None)?;
             let control = JobControl::new(Arc::new(SystemClock), false);
             let cluster = Cluster { threads: workers.max(1), ..Cluster::default() };
-            jobs.threads.push(run::start(job, &cluster, &control));
+            jobs.threads.push(jobs::start(job, &cluster, &control));
             jobs.controls.push(control);
         }
         Ok(jobs)
@@ -221,7 +222,7 @@ impl Jobs {
     fn end(self) -> Result<Vec<JobReport>, String> {
         self.controls.iter().for_each(|c| c.stop());
         for thread in self.threads {
-            run::ended(thread)?;
+            jobs::ended(thread)?;
         }
         Ok(self.controls.iter().map(|c| JobReport::of(c)).collect())
     }

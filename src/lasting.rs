@@ -6,12 +6,21 @@
 //! machine: in the same folder where the store is local, else in `--log`.
 //!
 //! # Order of a start
-//! 1. The cut log is locked: a second process of this job on this machine ends here.
+//! 1. The cut logs of all processes are locked: a second start of this job on this machine ends
+//!    here. Where processes of a start before are still about to end, it waits a little.
 //! 2. The generation is claimed; its number is greater than all before.
 //! 3. Every sink is taken over: from here on nobody else can commit.
-//! 4. The newest sound checkpoint is read, and the base is chosen: the last epoch of the log, or
-//!    the checkpoint's where the log is gone. No sink may be ahead of it.
-//! 5. `Begin` is written to the log, then to the store. Only then does a source open.
+//! 4. The newest sound checkpoint is read, and the base is chosen: the last epoch of the logs, or
+//!    the checkpoint's where they are gone. No sink may be ahead of it.
+//! 5. Logs that lack something take it over from one that has all; `Begin` is written to each, then
+//!    to the store.
+//! 6. Each process opens its own log and takes up its share of the checkpoint. Only then does a
+//!    source open.
+//!
+//! # Logs that are lost
+//! A log that is gone or cannot be read is made again from that of another process, if one is left
+//! that saw the newest generation; what cannot be read is kept beside it. With one process, or where
+//! none is left, what cannot be read ends the start.
 //!
 //! # The plan
 //! The first start stores the plan and the splits, with the offsets where their reading begins;
@@ -21,13 +30,19 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use weir_connect::options::mask_url;
 use weir_connect::store::{Store, StoreOptions};
-use weir_engine::checkpoint::{Checkpointer, Loaded, load_newest};
-use weir_engine::connector::{ConnectorError, Connectors, TableSpec};
-use weir_engine::cutlog::{self, Begin, CutLog, Recorder, SEGMENT_BYTES};
+use weir_engine::checkpoint::{
+    Checkpointer, Loaded, Member, Name, Wanted, load_named, load_newest,
+};
+use weir_engine::connector::{ConnectorError, Connectors, Remedy, TableSpec};
+use weir_engine::cutlog::{
+    self, Begin, Choice, CutLog, CutLogError, Recorder, SEGMENT_BYTES, Summary,
+};
 use weir_engine::flow::{EpochPolicy, JobInput};
 use weir_engine::graph::Node;
 use weir_engine::job::Lasting;
@@ -41,7 +56,7 @@ use crate::connectors;
 use crate::run::{PreparedJob, Trouble, graph_of, prepare, probe};
 
 /// Where a job's state is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StateOptions {
     /// A folder, or the URL of an object store.
     pub store: String,
@@ -64,13 +79,65 @@ struct JobRecord {
     input: JobInput,
 }
 
-impl LastingJob {
+/// A generation of a job that has begun, as each of its processes is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Begun {
+    /// The job's folder in the store.
+    folder: String,
+    /// The job's name for ever.
+    id: String,
+    /// Number of the generation.
+    pub generation: u64,
+    holder: u64,
+    /// Generation and epoch of the checkpoint that it goes on from.
+    checkpoint: Option<(u64, Epoch)>,
+    /// The epoch that it goes on from.
+    pub base: Option<Epoch>,
+}
+
+const JOB: &str = "job.json";
+const SECRET: &str = "(secret)";
+/// How long a start waits for processes that hold the logs still.
+const LOCKED_FOR: Duration = Duration::from_secs(5);
+
+/// The next generation of a job.
+pub struct NextGeneration {
+    /// The job as it was planned first.
+    pub job: PreparedJob,
+    /// What its processes need to know.
+    pub begun: Begun,
+    /// What a process that is alone need not open again.
+    pub opened: Option<Opened>,
+}
+
+/// A log and a checkpoint.
+pub struct Opened {
+    log: CutLog,
+    restored: Option<Loaded>,
+}
+
+/// Processes and workers of a set.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Set {
+    /// Processes.
+    pub processes: usize,
+    /// Workers a process.
+    pub workers: usize,
+}
+
+impl Set {
+    fn member(self, process: usize) -> Member {
+        let Set { processes, workers } = self;
+        Member { process, processes, workers: processes * workers }
+    }
+}
+
+impl NextGeneration {
     /// Where it goes on, in a line.
     pub fn told(&self) -> String {
-        let (name, generation) = (&self.job.plan.name, self.lasting.generation);
-        let from = match (&self.lasting.restored, self.base) {
-            (Some(loaded), Some(base)) => {
-                let epoch = loaded.manifest.epoch;
+        let (name, generation) = (&self.job.plan.name, self.begun.generation);
+        let from = match (self.begun.checkpoint, self.begun.base) {
+            (Some((_, epoch)), Some(base)) => {
                 format!("goes on from the checkpoint at epoch {epoch}, by recorded cuts to {base}")
             }
             (None, Some(base)) => format!("goes again by its recorded cuts, to epoch {base}"),
@@ -80,48 +147,77 @@ impl LastingJob {
     }
 }
 
-const JOB: &str = "job.json";
-const SECRET: &str = "(secret)";
-
-/// A job with what makes it last.
-pub struct LastingJob {
-    /// The job as it was planned first.
-    pub job: PreparedJob,
-    /// What the engine needs to know.
-    pub lasting: Lasting,
-    /// The epoch that it goes on from.
-    pub base: Option<Epoch>,
-}
-
 impl StateOptions {
     /// Opens a job's state and begins its next generation. `same` counts the jobs before it in the
     /// script that write to the same tables.
     ///
     /// # Errors
-    /// The state store's and the cut log's; a plan that is not the stored one; a sink that is ahead
+    /// The state store's and the cut logs'; a plan that is not the stored one; a sink that is ahead
     /// of all that is known.
     pub fn begin(
         &self,
         plan: JobPlan,
         same: usize,
         epoch: Option<EpochPolicy>,
-        workers: usize,
-    ) -> Result<LastingJob, Trouble> {
+        set: Set,
+    ) -> Result<NextGeneration, Trouble> {
         let folder = folder_of(&plan.name, same);
-        let (store, log) = self.open(&folder)?;
+        let (store, logs) = self.open(&folder)?;
         let name = plan.name.clone();
         let (record, job) = settle(&store, plan, epoch)?;
-        let disk = Folder::open(&log).map_err(|e| locked(&name, &log, &e))?;
-        let log = CutLog::open(Arc::new(disk), &record.id, SEGMENT_BYTES)
-            .map_err(|e| Trouble::new(e.to_string()))?;
-        let (lasting, base) = start(&store, &record, &job, log, workers, self.interval)?;
-        Ok(LastingJob { job, lasting, base })
+        let logs = Logs::open(&logs, &name, &record.id, set.processes)?;
+        let (begun, mut logs, restored) = start(&store, &folder, &record, &job, logs, set)?;
+        let log = (set.processes == 1).then(|| logs.of.remove(&0)).flatten();
+        let opened = log.map(|log| Opened { log, restored });
+        Ok(NextGeneration { job, begun, opened })
     }
 
+    /// Takes part in a generation that has begun, as its `process`-th process.
+    ///
+    /// # Errors
+    /// The state store's and the cut log's.
+    pub fn join(
+        &self,
+        begun: &Begun,
+        opened: Option<Opened>,
+        set: Set,
+        process: usize,
+    ) -> Result<Lasting, Trouble> {
+        let no_thread = |e: std::io::Error| Trouble::new(format!("no thread for the state: {e}"));
+        let (store, logs) = self.open(&begun.folder)?;
+        let member = set.member(process);
+        let Opened { log, restored } = match opened {
+            Some(opened) => opened,
+            None => {
+                let log = open_log(&logs.join(log_name(process)), &begun.folder, &begun.id)?
+                    .map_err(|e| Trouble::new(e.to_string()))?;
+                let name = begun.checkpoint.map(|(generation, epoch)| Name { epoch, generation });
+                let load = |name| load_named(&store, name, Wanted::Of(member)).map_err(of_store);
+                Opened { log, restored: name.map(load).transpose()? }
+            }
+        };
+        let restored = restored.map(Arc::new);
+        let memory = Arc::new(Recorder::start(log, set.workers).map_err(no_thread)?);
+        let from = restored.as_ref().map(|loaded| &loaded.manifest);
+        let (generation, interval) = (begun.generation, self.interval);
+        let checkpoints =
+            Checkpointer::start(store, generation, from, interval, memory.clone(), member)
+                .map_err(no_thread)?;
+        Ok(Lasting {
+            job: begun.id.clone(),
+            generation,
+            holder: begun.holder,
+            memory,
+            checkpoints: Some(Arc::new(checkpoints)),
+            restored,
+        })
+    }
+
+    /// The job's part of the store, and the folder of its logs.
     fn open(&self, folder: &str) -> Result<(JobStore, PathBuf), Trouble> {
         let url = format!("{}/{folder}", self.store.trim_end_matches('/'));
         let store = Store::open(&url, &StoreOptions::none()).map_err(of_store)?;
-        let log = match (&self.log, store.is_local()) {
+        let logs = match (&self.log, store.is_local()) {
             (Some(log), _) => log.join(folder),
             (None, true) => Path::new(url.strip_prefix("file://").unwrap_or(&url)).to_owned(),
             (None, false) => {
@@ -130,21 +226,111 @@ impl StateOptions {
                 return Err(trouble);
             }
         };
-        Ok((JobStore::over(Arc::new(store)), log.join("cuts-0")))
+        Ok((JobStore::over(Arc::new(store)), logs))
+    }
+}
+
+fn log_name(process: usize) -> String {
+    format!("cuts-{process}")
+}
+
+/// The log in a folder; the inner error is the log's own.
+fn open_log(path: &Path, job: &str, id: &str) -> Result<Result<CutLog, CutLogError>, Trouble> {
+    let began = Instant::now();
+    let disk = loop {
+        match Folder::open(path) {
+            Ok(disk) => break disk,
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                let path = path.display();
+                return Err(Trouble::new(format!("cannot open the cut log {path}: {error}")));
+            }
+            Err(_) if began.elapsed() < LOCKED_FOR => std::thread::sleep(LOCKED_FOR / 50),
+            Err(_) => {
+                let message = format!("the job `{job}` runs already, in another process");
+                let mut trouble = Trouble::new(message);
+                trouble.hint = Some(format!("{} is locked by it", path.display()));
+                return Err(trouble);
+            }
+        }
+    };
+    Ok(CutLog::open(Arc::new(disk), id, SEGMENT_BYTES))
+}
+
+/// The logs of a job that were found, those of processes that are no more among them.
+struct Logs {
+    of: BTreeMap<usize, CutLog>,
+}
+
+impl Logs {
+    /// Opens those that are there, and those of `processes`.
+    fn open(folder: &Path, job: &str, id: &str, processes: usize) -> Result<Logs, Trouble> {
+        let mut numbers: BTreeSet<usize> = (0..processes).collect();
+        let number = |name: &str| name.strip_prefix("cuts-")?.parse::<usize>().ok();
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            numbers.extend(entry.file_name().to_str().and_then(number));
+        }
+        let (mut of, mut broken) = (BTreeMap::new(), Vec::new());
+        for number in numbers {
+            let path = folder.join(log_name(number));
+            match open_log(&path, job, id)? {
+                Ok(log) => drop(of.insert(number, log)),
+                Err(error) => broken.push((number, path, error)),
+            }
+        }
+        let newest = of.values().map(|log| log.summary().generation).max().unwrap_or(0);
+        for (number, path, error) in broken {
+            if newest == 0 {
+                return Err(Trouble::new(format!("{}: {error}", path.display())));
+            }
+            let aside = folder.join(format!("broken-{}-{newest}", log_name(number)));
+            tracing::warn!(log = %path.display(), %error, kept = %aside.display(),
+                "this cut log cannot be read; it is made again from another process's");
+            let moved = std::fs::rename(&path, &aside);
+            moved.map_err(|e| Trouble::new(format!("cannot move {}: {e}", path.display())))?;
+            if number < processes {
+                let log = open_log(&path, job, id)?.map_err(|e| Trouble::new(e.to_string()))?;
+                of.insert(number, log);
+            }
+        }
+        Ok(Logs { of })
+    }
+
+    fn summaries(&self) -> Vec<Summary> {
+        self.of.values().map(CutLog::summary).collect()
+    }
+
+    fn newest_generation(&self) -> u64 {
+        self.of.values().map(|log| log.summary().generation).max().unwrap_or(0)
+    }
+
+    /// Brings the logs of a set to the base, from the one that has it.
+    fn settle(&mut self, choice: &Choice, processes: usize) -> Result<(), CutLogError> {
+        let numbers: Vec<usize> = self.of.keys().copied().collect();
+        let donor = choice.donor.map(|place| numbers[place]);
+        for process in 0..processes {
+            if Some(process) == donor {
+                continue;
+            }
+            let from = donor.and_then(|donor| self.of.get(&donor));
+            let given = from.map(|log| (log.summary().floor, log.cuts()));
+            let Some(log) = self.of.get_mut(&process) else { continue };
+            match given {
+                Some((floor, cuts)) => log.adopt(floor, cuts)?,
+                // Of what the log holds nothing counts any more: it begins behind the checkpoint.
+                None if log.summary().last != choice.base => {
+                    log.adopt(choice.base, std::iter::empty())?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
     }
 }
 
 fn of_store(error: ConnectorError) -> Trouble {
-    Trouble { table: None, message: format!("state: {}", error.message), hint: error.hint }
-}
-
-fn locked(job: &str, log: &Path, error: &std::io::Error) -> Trouble {
-    if error.kind() == std::io::ErrorKind::WouldBlock {
-        let mut trouble = Trouble::new(format!("the job `{job}` runs already, in another process"));
-        trouble.hint = Some(format!("{} is locked by it", log.display()));
-        return trouble;
-    }
-    Trouble::new(format!("cannot open the cut log {}: {error}", log.display()))
+    let passing = error.remedy == Remedy::Retry;
+    let message = format!("state: {}", error.message);
+    Trouble { table: None, message, hint: error.hint, passing }
 }
 
 /// The folder of a job: its tables' names, in letters that every store takes.
@@ -282,52 +468,45 @@ fn masked(plan: &JobPlan, connectors: &Connectors) -> Result<Value, Trouble> {
 /// Steps 2 to 5 of the start.
 fn start(
     store: &JobStore,
+    folder: &str,
     record: &JobRecord,
     job: &PreparedJob,
-    mut log: CutLog,
-    workers: usize,
-    interval: Millis,
-) -> Result<(Lasting, Option<Epoch>), Trouble> {
-    let failed = |e: cutlog::CutLogError| Trouble::new(e.to_string());
-    let no_thread = |e: std::io::Error| Trouble::new(format!("no thread for the state: {e}"));
-    let generation = store.claim(log.summary().generation + 1).map_err(of_store)?;
+    mut logs: Logs,
+    set: Set,
+) -> Result<(Begun, Logs, Option<Loaded>), Trouble> {
+    let failed = |e: CutLogError| Trouble::new(e.to_string());
+    let generation = store.claim(logs.newest_generation() + 1).map_err(of_store)?;
     let holder = random();
     let begun = store.generations().map_err(of_store)?.iter().any(|g| g.begun.is_some());
     let there = take_over(&job.plan, &record.id, (generation, holder), begun)?;
-    let restored = newest_checkpoint(store, log.summary().floor.is_none())?.map(Arc::new);
+    let from_nothing = logs.summaries().iter().any(|log| log.floor.is_none());
+    let wanted = if set.processes == 1 { Wanted::All } else { Wanted::Nothing };
+    let restored = newest_checkpoint(store, from_nothing, wanted)?;
     let name = restored.as_ref().map(|loaded| (loaded.manifest.generation, loaded.manifest.epoch));
-    let choice = cutlog::choose(&[log.summary()], name).map_err(Trouble::new)?;
+    let choice = cutlog::choose(&logs.summaries(), name).map_err(Trouble::new)?;
     let base = choice.base;
     if let Some((table, ahead)) = there.into_iter().find(|(_, ahead)| *ahead > base) {
         return Err(is_ahead(&table, ahead, base));
     }
-    if choice.donor.is_none() && log.summary().last != base {
-        // Of what the log holds nothing counts any more: it begins anew behind the checkpoint.
-        log.adopt(base, std::iter::empty()).map_err(failed)?;
+    logs.settle(&choice, set.processes).map_err(failed)?;
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let (processes, workers) = (count(set.processes), count(set.processes * set.workers));
+    for log in logs.of.range_mut(..set.processes).map(|(_, log)| log) {
+        log.begin(Begin { generation, base, processes, workers }).map_err(failed)?;
     }
-    let workers = u32::try_from(workers).unwrap_or(u32::MAX);
-    log.begin(Begin { generation, base, processes: 1, workers }).map_err(failed)?;
     store.begin(generation, base).map_err(of_store)?;
-    let memory = Arc::new(Recorder::start(log, workers as usize).map_err(no_thread)?);
-    let from = restored.as_ref().map(|loaded| &loaded.manifest);
-    let checkpoints =
-        Checkpointer::start(store.clone(), generation, from, interval, memory.clone())
-            .map_err(no_thread)?;
-    let lasting = Lasting {
-        job: record.id.clone(),
-        generation,
-        holder,
-        memory,
-        checkpoints: Some(Arc::new(checkpoints)),
-        restored,
-    };
-    Ok((lasting, base))
+    let (folder, id) = (folder.to_owned(), record.id.clone());
+    Ok((Begun { folder, id, generation, holder, checkpoint: name, base }, logs, restored))
 }
 
 /// The newest sound checkpoint; what is wrong with newer ones is said. `from_nothing`: the log goes
 /// back to the beginning.
-fn newest_checkpoint(store: &JobStore, from_nothing: bool) -> Result<Option<Loaded>, Trouble> {
-    let (loaded, unsound) = load_newest(store).map_err(of_store)?;
+fn newest_checkpoint(
+    store: &JobStore,
+    from_nothing: bool,
+    wanted: Wanted,
+) -> Result<Option<Loaded>, Trouble> {
+    let (loaded, unsound) = load_newest(store, wanted).map_err(of_store)?;
     for bad in &unsound {
         let (epoch, reason) = (bad.name.epoch, &bad.reason);
         tracing::warn!(epoch, %reason, "checkpoint passed over");
@@ -371,6 +550,7 @@ fn is_ahead(table: &str, ahead: Option<Epoch>, base: Option<Epoch>) -> Trouble {
     let known = base.map_or("nothing".to_owned(), |epoch| format!("epoch {epoch}"));
     let ahead = ahead.unwrap_or_default();
     Trouble {
+        passing: false,
         table: Some(table.to_owned()),
         message: format!(
             "it holds rows up to epoch {ahead}, but the job's state ends with {known}: going on \

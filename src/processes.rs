@@ -1,121 +1,280 @@
-//! Jobs on several processes of this machine.
+//! A set of processes on this machine that run the same jobs together.
 //!
-//! The parent plans, finds the splits and chooses addresses; each child gets all of that on its
-//! standard input and runs its share. Standard input stays open: when it closes, because the parent
-//! wants to stop or is gone, the child stops its sources and commits. A child that fails ends all
-//! the others, and its words are the ones that are shown: what the others say is only that it is
-//! gone.
+//! The parent plans, finds the splits, begins the jobs' generations and chooses addresses; each
+//! child gets all of that as the first line of its standard input and runs its share. More lines
+//! may follow: to stop, or to end a job that has failed in another process. What a child has to say
+//! are lines of its standard output: that it is alive, and what happens to its jobs.
+//!
+//! # Ends
+//! - A job that fails somewhere is ended everywhere; the other jobs go on.
+//! - A child that ends badly, or says nothing for [`SILENCE_MAX`], ends the set: the others are
+//!   killed. What is shown is why the first one ended; that others lost their connection to it is a
+//!   consequence.
+//! - Where standard input closes the parent is gone: jobs that last end where they are, others
+//!   stop their sources and commit.
 
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
+use weir_engine::job::JobControl;
 
-use crate::report::JobReport;
-use crate::run::{PreparedJob, RunOptions, Trouble, finish, run_jobs, stop_on_signals};
+use crate::jobs::{Jobs, News};
+use crate::lasting::{Begun, Set, StateOptions};
+use crate::run::{PreparedJob, RunOptions, Trouble, stop_on_signals};
 
 /// Of what a child says, beside what it logs, the newest is kept: about so many bytes.
 const SAID_MAX: usize = 64 << 10;
-/// Marks the line of a child's standard output that carries its reports.
-const REPORT: &str = "weir-report ";
-/// Marks the line of a child's standard error that carries why it failed.
-const TROUBLE: &str = "weir-trouble ";
+/// Marks the lines of a child's standard output that are for its parent.
+const SAYS: &str = "weir-says ";
+/// How often a child says that it is alive.
+const ALIVE: Duration = Duration::from_millis(500);
+/// A child that says nothing for so long is lost.
+const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// How often the parent looks whether children have ended.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long it looks for the one that ended first, where others only say that it is gone.
+const FIRST_CAUSE: Duration = Duration::from_millis(500);
+/// What a child ends with that has lost its connection to another.
+const LOST_ANOTHER: i32 = 75;
+/// How long a child without a parent takes at the most.
+const ORPHANED: Duration = Duration::from_secs(3);
+
+/// A job as the processes of a set get it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Assigned {
+    /// The job.
+    pub job: PreparedJob,
+    /// Its generation, if it lasts.
+    pub begun: Option<Begun>,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Assignment {
-    jobs: Vec<PreparedJob>,
+    jobs: Vec<Assigned>,
     /// Addresses of all processes, by job.
     addresses: Vec<Vec<String>>,
     process: usize,
-    workers: usize,
+    set: Set,
     digest: bool,
+    state: Option<StateOptions>,
+}
+
+/// What a child says.
+#[derive(Serialize, Deserialize)]
+enum Said {
+    Alive,
+    News { job: usize, news: News },
+    Refused(Trouble),
+}
+
+/// What a child is told.
+#[derive(Serialize, Deserialize)]
+enum Told {
+    Stop,
+    End { job: usize },
+}
+
+// The parent's side ------------------------------------------------------------------------------
+
+/// How a set has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SetEnd {
+    /// All jobs have ended, well or not.
+    Done,
+    /// A process was lost: why, in words.
+    Lost(String),
 }
 
 struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: JoinHandle<Option<Vec<JobReport>>>,
-    stderr: JoinHandle<String>,
+    said: Vec<JoinHandle<String>>,
+    heard: Instant,
 }
 
-/// Runs jobs on `options.processes` children.
-pub fn parent(
-    jobs: Vec<PreparedJob>,
-    options: &RunOptions,
-    stop: &Arc<AtomicBool>,
-) -> Result<(), Vec<Trouble>> {
-    run_children(jobs, options, stop).map_err(|error| match error {
-        Ended::Failed(troubles) => troubles,
-        Ended::Broken(message) => vec![Trouble::new(message)],
-    })
+/// Children that run.
+pub struct Processes {
+    running: Vec<Running>,
+    news: Receiver<(usize, Said)>,
 }
 
-/// How children can end badly: with their own words, or without any.
-enum Ended {
-    Failed(Vec<Trouble>),
-    Broken(String),
-}
-
-impl From<String> for Ended {
-    fn from(message: String) -> Ended {
-        Ended::Broken(message)
+impl Processes {
+    /// Starts a set.
+    ///
+    /// # Errors
+    /// A process cannot be started; no port is free.
+    pub fn start(jobs: &[Assigned], options: &RunOptions, set: Set) -> Result<Processes, String> {
+        let addresses: Vec<Vec<String>> =
+            jobs.iter().map(|_| free_addresses(set.processes)).collect::<Result<_, _>>()?;
+        let (sender, news) = channel();
+        let mut processes = Processes { running: Vec::new(), news };
+        for process in 0..set.processes {
+            let assignment = Assignment {
+                jobs: jobs.to_vec(),
+                addresses: addresses.clone(),
+                process,
+                set,
+                digest: options.digest,
+                state: options.state.clone(),
+            };
+            processes.running.push(start(&assignment, &sender)?);
+        }
+        Ok(processes)
     }
-}
 
-fn run_children(
-    jobs: Vec<PreparedJob>,
-    options: &RunOptions,
-    stop: &Arc<AtomicBool>,
-) -> Result<(), Ended> {
-    let addresses: Vec<Vec<String>> =
-        jobs.iter().map(|_| free_addresses(options.processes)).collect::<Result<_, _>>()?;
-    let mut running = Vec::new();
-    for process in 0..options.processes {
-        let assignment = Assignment {
-            jobs: jobs.clone(),
-            addresses: addresses.clone(),
-            process,
-            workers: options.workers,
-            digest: options.digest,
-        };
-        running.push(start(&assignment)?);
-    }
-    let failed = wait(&mut running, stop);
-    let mut reports: Vec<JobReport> = Vec::new();
-    for (process, running) in running.into_iter().enumerate() {
-        let said = running.stderr.join().unwrap_or_default();
-        let report = running.stdout.join().ok().flatten();
-        match (failed, report) {
-            (Some(first), _) if first == process => return Err(first_cause(&said)),
-            (Some(_), _) => {}
-            (None, Some(report)) if reports.is_empty() => reports = report,
-            (None, Some(report)) => {
-                reports.iter_mut().zip(&report).for_each(|(all, one)| all.add(one));
+    /// Waits until all children have ended. What happens to jobs goes to `tell`: their failure
+    /// once, their end once a process.
+    pub fn wait(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize, News)) -> SetEnd {
+        let (mut asked, mut ending) = (false, BTreeSet::new());
+        let mut looked = Instant::now();
+        loop {
+            if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut asked, true) {
+                self.running.iter_mut().for_each(|one| one.tell(&Told::Stop));
             }
-            (None, None) => {
-                let message = format!("process {process} ended without a report");
-                return Err(Ended::Broken(message));
+            match self.news.recv_timeout(LOOK) {
+                Ok((process, Said::Alive)) => self.running[process].heard = Instant::now(),
+                Ok((process, Said::News { job, news })) => {
+                    self.pass_on(process, job, news, &mut ending, &mut tell);
+                }
+                Ok((process, Said::Refused(trouble))) => {
+                    let trouble = String::from(trouble);
+                    return self.lost(format!("process {process} cannot take part: {trouble}"));
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            // Whoever stood still must not blame others.
+            if looked.elapsed() > 4 * ALIVE {
+                self.running.iter_mut().for_each(|one| one.heard = Instant::now());
+            }
+            looked = Instant::now();
+            if let Some(end) = self.look() {
+                // What they have said before counts.
+                while let Ok((process, said)) = self.news.recv_timeout(LOOK) {
+                    if let Said::News { job, news } = said {
+                        self.pass_on(process, job, news, &mut ending, &mut tell);
+                    }
+                }
+                return end;
             }
         }
     }
-    Ok(finish(&reports, options)?)
+
+    fn pass_on(
+        &mut self,
+        process: usize,
+        job: usize,
+        news: News,
+        ending: &mut BTreeSet<usize>,
+        tell: &mut impl FnMut(usize, News),
+    ) {
+        if matches!(news, News::Ended(_)) {
+            return tell(job, news);
+        }
+        if ending.insert(job) {
+            let others = self.running.iter_mut().enumerate().filter(|(other, _)| *other != process);
+            others.for_each(|(_, one)| one.tell(&Told::End { job }));
+            tell(job, news);
+        }
+    }
+
+    /// Whether the set has ended.
+    fn look(&mut self) -> Option<SetEnd> {
+        let mut ended = 0;
+        for process in 0..self.running.len() {
+            let one = &mut self.running[process];
+            match one.child.try_wait() {
+                Ok(None) if one.heard.elapsed() > SILENCE_MAX => {
+                    let seconds = SILENCE_MAX.as_secs();
+                    let cause = format!("process {process} has said nothing for {seconds} s");
+                    return Some(self.lost(cause));
+                }
+                Ok(None) => {}
+                Ok(Some(status)) if status.success() => ended += 1,
+                Ok(Some(_)) | Err(_) => {
+                    let cause = self.first_cause();
+                    return Some(self.lost(cause));
+                }
+            }
+        }
+        if ended < self.running.len() {
+            return None;
+        }
+        // Their last words have been read once their threads are done.
+        self.running.iter_mut().for_each(|one| drop(one.words()));
+        Some(SetEnd::Done)
+    }
+
+    /// Why the first process ended that ended by itself.
+    fn first_cause(&mut self) -> String {
+        let began = Instant::now();
+        loop {
+            for (process, one) in self.running.iter_mut().enumerate() {
+                let Ok(Some(status)) = one.child.try_wait() else { continue };
+                if status.success() || status.code() == Some(LOST_ANOTHER) {
+                    continue;
+                }
+                if let Some(signal) = status.signal() {
+                    let words = one.words();
+                    let words = if words.is_empty() { words } else { format!(": {words}") };
+                    return format!("process {process} was ended by signal {signal}{words}");
+                }
+                let code = status.code().unwrap_or_default();
+                return format!("process {process} ended with code {code}: {}", one.words());
+            }
+            if began.elapsed() > FIRST_CAUSE {
+                return "processes have lost their connection to each other".to_owned();
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn lost(&mut self, cause: String) -> SetEnd {
+        self.kill();
+        SetEnd::Lost(cause)
+    }
+
+    fn kill(&mut self) {
+        for one in &mut self.running {
+            // It may have ended by itself meanwhile.
+            drop(one.child.kill());
+        }
+        for one in &mut self.running {
+            drop(one.child.wait());
+            drop(one.words());
+        }
+    }
 }
 
-/// What a child said of its failure.
-fn first_cause(said: &str) -> Ended {
-    let troubles = said.lines().find_map(|line| line.strip_prefix(TROUBLE));
-    match troubles.and_then(|json| serde_json::from_str(json).ok()) {
-        Some(troubles) => Ended::Failed(troubles),
-        None => {
-            let last = said.lines().rfind(|line| !line.trim().is_empty());
-            let last = last.unwrap_or("it did not say why");
-            Ended::Broken(format!("a process ended: {last}"))
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Running {
+    /// A child that is gone need not be told.
+    fn tell(&mut self, told: &Told) {
+        if let (Some(stdin), Ok(text)) = (&mut self.stdin, serde_json::to_string(told)) {
+            let _ = writeln!(stdin, "{text}").and_then(|()| stdin.flush());
         }
+    }
+
+    /// The last line of what an ended child has said, beside what it logged.
+    fn words(&mut self) -> String {
+        let said: String =
+            self.said.drain(..).map(|thread| thread.join().unwrap_or_default()).collect();
+        let lines = said.lines().filter(|line| !line.trim().is_empty());
+        let told = |line: &&str| !line.starts_with("note:") && !line.starts_with("stack backtrace");
+        lines.filter(told).next_back().unwrap_or_default().trim().to_owned()
     }
 }
 
@@ -127,7 +286,7 @@ fn free_addresses(count: usize) -> Result<Vec<String>, String> {
     held.iter().map(|l| l.local_addr().map(|a| a.to_string()).map_err(|e| e.to_string())).collect()
 }
 
-fn start(assignment: &Assignment) -> Result<Running, String> {
+fn start(assignment: &Assignment, news: &Sender<(usize, Said)>) -> Result<Running, String> {
     let failed = |e: &dyn std::fmt::Display| format!("cannot start a process: {e}");
     let binary = std::env::current_exe().map_err(|e| failed(&e))?;
     let mut child = Command::new(binary)
@@ -140,40 +299,53 @@ fn start(assignment: &Assignment) -> Result<Running, String> {
     let text = serde_json::to_string(assignment).map_err(|e| failed(&e))?;
     let mut stdin = child.stdin.take();
     if let Some(stdin) = stdin.as_mut() {
-        writeln!(stdin, "{text}").map_err(|e| failed(&e))?;
+        // One that has ended already is found when it is looked at.
+        let _ = writeln!(stdin, "{text}");
     }
-    let out = child.stdout.take();
-    let stdout = thread::spawn(move || {
-        let mut report = None;
-        for line in BufReader::new(out?).lines().map_while(Result::ok) {
-            match line.strip_prefix(REPORT) {
-                Some(json) => report = serde_json::from_str(json).ok(),
-                None => crate::cli::out(&format!("{line}\n")),
-            }
+    let (process, news) = (assignment.process, news.clone());
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let said = vec![
+        thread::spawn(move || {
+            hear(out, |said| drop(news.send((process, said))));
+            String::new()
+        }),
+        thread::spawn(move || keep(err)),
+    ];
+    Ok(Running { child, stdin, said, heard: Instant::now() })
+}
+
+/// Reads what a child says on its standard output.
+fn hear(out: Option<ChildStdout>, mut tell: impl FnMut(Said)) {
+    let Some(out) = out else { return };
+    for line in BufReader::new(out).lines().map_while(Result::ok) {
+        match line.strip_prefix(SAYS).map(serde_json::from_str) {
+            Some(Ok(said)) => tell(said),
+            // Half a line of one that was killed.
+            Some(Err(_)) => {}
+            None => crate::cli::out(&format!("{line}\n")),
         }
-        report
-    });
-    let err = child.stderr.take();
-    let stderr = thread::spawn(move || {
-        let mut said = String::new();
-        let Some(err) = err else { return said };
-        for line in BufReader::new(err).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line);
-            if is_logged(&line) {
-                eprintln!("{line}");
-                continue;
-            }
-            if said.len() > SAID_MAX {
-                let half = said.len() / 2;
-                let end = said.as_bytes()[half..].iter().position(|&byte| byte == b'\n');
-                said.drain(..end.map_or(said.len(), |end| half + end + 1));
-            }
-            said.push_str(&line);
-            said.push('\n');
+    }
+}
+
+/// Reads a child's standard error: what it logs goes on, the rest is kept.
+fn keep(err: Option<ChildStderr>) -> String {
+    let mut said = String::new();
+    let Some(err) = err else { return said };
+    for line in BufReader::new(err).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        if is_logged(&line) {
+            eprintln!("{line}");
+            continue;
         }
-        said
-    });
-    Ok(Running { child, stdin, stdout, stderr })
+        if said.len() > SAID_MAX {
+            let half = said.len() / 2;
+            let end = said.as_bytes()[half..].iter().position(|&byte| byte == b'\n');
+            said.drain(..end.map_or(said.len(), |end| half + end + 1));
+        }
+        said.push_str(&line);
+        said.push('\n');
+    }
+    said
 }
 
 /// Whether a child has logged this line: a time and a level begin it. What else it says is kept
@@ -184,88 +356,84 @@ fn is_logged(line: &str) -> bool {
     time && words.next().is_some_and(|level| ["WARN", "ERROR", "INFO"].contains(&level))
 }
 
-/// Waits for all; gives the first that failed, after which the others are ended.
-fn wait(running: &mut [Running], stop: &AtomicBool) -> Option<usize> {
-    let mut failed = None;
-    loop {
-        let mut alive = 0;
-        for (process, one) in running.iter_mut().enumerate() {
-            if stop.load(Ordering::SeqCst) {
-                one.stdin = None;
-            }
-            match one.child.try_wait() {
-                Ok(None) => alive += 1,
-                Ok(Some(status)) if status.success() => {}
-                Ok(Some(_)) | Err(_) => {
-                    failed.get_or_insert(process);
-                }
-            }
-        }
-        if failed.is_some() {
-            for one in running.iter_mut() {
-                // It may have ended by itself meanwhile.
-                let _ = one.child.kill();
-                let _ = one.child.wait();
-            }
-            return failed;
-        }
-        if alive == 0 {
-            return None;
-        }
-        thread::sleep(Duration::from_millis(5));
+// The child's side -------------------------------------------------------------------------------
+
+fn say(said: &Said) {
+    if let Ok(text) = serde_json::to_string(said) {
+        crate::cli::out(&format!("{SAYS}{text}\n"));
     }
 }
 
-/// The child's side.
+/// Runs a process of a set.
 pub fn child() -> ExitCode {
+    // Timely's threads panic where another process is gone: nothing can be done without it.
+    let panics = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        panics(panic);
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("timely communication error") {
+            std::process::exit(LOST_ANOTHER);
+        }
+    }));
     match run_child() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(troubles) => {
-            let text = serde_json::to_string(&troubles).unwrap_or_default();
-            eprintln!("{TROUBLE}{text}");
+        Err(trouble) => {
+            say(&Said::Refused(trouble));
             ExitCode::FAILURE
         }
     }
 }
 
-fn run_child() -> Result<(), Vec<Trouble>> {
-    let broken = |message: String| vec![Trouble::new(message)];
+fn run_child() -> Result<(), Trouble> {
     let mut line = String::new();
     let mut stdin = BufReader::new(std::io::stdin());
-    stdin.read_line(&mut line).map_err(|e| broken(e.to_string()))?;
+    stdin.read_line(&mut line).map_err(|e| Trouble::new(e.to_string()))?;
     let assignment: Assignment = serde_json::from_str(&line)
-        .map_err(|e| broken(format!("`weir process` is started by `weir run`: {e}")))?;
-    let stop = stop_on_signals().map_err(broken)?;
-    let asked = stop.clone();
-    thread::spawn(move || {
-        let mut rest = Vec::new();
-        // Ends when the parent closes it.
-        let _ = stdin.read_to_end(&mut rest);
-        asked.store(true, Ordering::SeqCst);
+        .map_err(|e| Trouble::new(format!("`weir process` is started by `weir run`: {e}")))?;
+    let stop = stop_on_signals().map_err(Trouble::new)?;
+    thread::spawn(|| {
+        loop {
+            say(&Said::Alive);
+            thread::sleep(ALIVE);
+        }
     });
-    let clusters: Vec<Cluster> = assignment
-        .addresses
-        .iter()
-        .map(|addresses| Cluster {
-            threads: assignment.workers,
-            process: assignment.process,
-            addresses: addresses.clone(),
-        })
-        .collect();
-    let options = RunOptions {
-        workers: assignment.workers,
-        processes: 1,
-        epoch: None,
-        digest: assignment.digest,
-        quiet: true,
-        state: None,
-        report: None,
-    };
-    let jobs = assignment.jobs.into_iter().map(|job| (job, None)).collect();
-    let reports = run_jobs(jobs, &clusters, &options, &stop)?;
-    let text = serde_json::to_string(&reports).map_err(|e| broken(e.to_string()))?;
-    crate::cli::out(&format!("{REPORT}{text}\n"));
+    let Assignment { jobs, addresses, process, set, digest, state } = assignment;
+    let cluster = |addresses| Cluster { threads: set.workers, process, addresses };
+    let clusters: Vec<Cluster> = addresses.into_iter().map(cluster).collect();
+    let mut startable = Vec::new();
+    for Assigned { job, begun } in jobs {
+        let lasting = match (&state, begun) {
+            (Some(state), Some(begun)) => Some(state.join(&begun, None, set, process)?),
+            _ => None,
+        };
+        startable.push((job, lasting));
+    }
+    let jobs = Jobs::start(startable, &clusters, digest, true);
+    let (controls, asked) = (jobs.controls().to_vec(), stop.clone());
+    thread::spawn(move || obey(stdin, &controls, &asked, state.is_some()));
+    jobs.wait(&stop, |job, news| say(&Said::News { job, news }));
     Ok(())
+}
+
+/// Does what the parent says, until it is gone.
+fn obey(stdin: impl BufRead, controls: &[Arc<JobControl>], stop: &AtomicBool, lasting: bool) {
+    for line in stdin.lines().map_while(Result::ok) {
+        match serde_json::from_str(&line) {
+            Ok(Told::Stop) => stop.store(true, Ordering::SeqCst),
+            Ok(Told::End { job }) => {
+                if let Some(control) = controls.get(job) {
+                    control.interrupt();
+                }
+            }
+            Err(error) => tracing::warn!(%error, "what the parent says cannot be read"),
+        }
+    }
+    if !lasting {
+        return stop.store(true, Ordering::SeqCst);
+    }
+    controls.iter().for_each(|control| control.interrupt());
+    thread::sleep(ORPHANED);
+    std::process::exit(LOST_ANOTHER);
 }
 
 #[cfg(test)]
@@ -276,6 +444,6 @@ mod tests {
     fn what_a_child_logs_is_told_from_what_it_says_when_it_fails() {
         assert!(is_logged("2026-01-02T03:04:05.000006Z  WARN weir_connect::retry: failed"));
         assert!(!is_logged("thread 'main' panicked at src/main.rs:1:1:"));
-        assert!(!is_logged("weir-trouble [{\"message\":\"20Z WARN\"}]"));
+        assert!(!is_logged("weir-says {\"message\":\"20Z WARN\"}"));
     }
 }

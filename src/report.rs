@@ -86,6 +86,9 @@ pub struct JobReport {
     /// Of a job that lasts.
     #[serde(default)]
     pub checkpoints: Option<CheckpointReport>,
+    /// Whether it has failed.
+    #[serde(default)]
+    pub failed: bool,
 }
 
 fn get(counter: &AtomicU64) -> u64 {
@@ -138,6 +141,7 @@ impl JobReport {
             }
         });
         JobReport {
+            failed: false,
             checkpoints,
             sources: sources.collect(),
             operators: operators.collect(),
@@ -145,8 +149,21 @@ impl JobReport {
         }
     }
 
+    /// The same of a job that has failed or has not.
+    pub fn marked(self, failed: bool) -> JobReport {
+        JobReport { failed, ..self }
+    }
+
     /// Adds the counters of the same job on another process.
     pub fn add(&mut self, other: &JobReport) {
+        self.failed |= other.failed;
+        if let (Some(mine), Some(theirs)) = (&mut self.checkpoints, &other.checkpoints) {
+            // Each makes its part of the same ones.
+            mine.bytes += theirs.bytes;
+            mine.last_bytes += theirs.last_bytes;
+            mine.last_paused_ms = mine.last_paused_ms.max(theirs.last_paused_ms);
+            mine.paused_ms = mine.paused_ms.max(theirs.paused_ms);
+        }
         for (mine, theirs) in self.sources.iter_mut().zip(&other.sources) {
             mine.1.rows += theirs.1.rows;
             mine.1.bad += theirs.1.bad;

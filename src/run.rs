@@ -1,23 +1,20 @@
 //! Running the jobs of a script: sinks probed, splits found, epochs chosen, workers started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
-use weir_engine::clock::SystemClock;
-use weir_engine::connector::ConnectorError;
+use std::sync::atomic::AtomicBool;
+use weir_engine::connector::{ConnectorError, Remedy};
 use weir_engine::flow::{Cluster, EpochPolicy, JobInput};
 use weir_engine::graph::{Graph, Node};
-use weir_engine::job::{Failure, JobControl, Lasting};
+use weir_engine::job::Failure;
 use weir_queries::JobPlan;
 
 use crate::connectors;
-use crate::lasting::{LastingJob, StateOptions};
-use crate::processes;
+use crate::jobs::{Jobs, News, Startable};
+use crate::lasting::{NextGeneration, Set, StateOptions};
 use crate::report::JobReport;
-use crate::status::Status;
+use crate::supervisor;
 
 /// Rows after which a live epoch is closed before its time.
 pub const LIVE_ROWS_MAX: usize = 65_536;
@@ -56,6 +53,9 @@ pub struct Trouble {
     pub message: String,
     /// What to do.
     pub hint: Option<String>,
+    /// Whether it may be gone at another attempt.
+    #[serde(default)]
+    pub passing: bool,
 }
 
 impl Trouble {
@@ -70,6 +70,7 @@ impl Trouble {
             table: Some(table.to_owned()),
             message: error.message.clone(),
             hint: error.hint.clone(),
+            passing: error.remedy == Remedy::Retry,
         }
     }
 }
@@ -151,116 +152,114 @@ fn probe_sinks(graph: &Graph) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Prepares a script's jobs; those that last begin their next generation.
-fn prepare_all(
-    plans: Vec<JobPlan>,
-    options: &RunOptions,
-) -> Result<Vec<(PreparedJob, Option<Lasting>)>, Trouble> {
-    let mut names: Vec<String> = Vec::new();
+/// A script's plans, each with how many jobs before it write to the same tables.
+pub fn numbered(plans: Vec<JobPlan>) -> Vec<(JobPlan, usize)> {
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    let number = |plan: JobPlan| {
+        let seen = names.entry(plan.name.clone()).or_default();
+        *seen += 1;
+        (plan, *seen - 1)
+    };
+    plans.into_iter().map(number).collect()
+}
+
+/// Prepares a script's jobs for this process alone; those that last begin their next generation.
+fn prepare_all(plans: Vec<JobPlan>, options: &RunOptions) -> Result<Vec<Startable>, Trouble> {
+    let set = Set { processes: 1, workers: options.workers };
     let mut jobs = Vec::new();
-    for plan in plans {
-        let same = names.iter().filter(|name| **name == plan.name).count();
-        names.push(plan.name.clone());
+    for (plan, same) in numbered(plans) {
         jobs.push(match &options.state {
             None => (prepare(plan, options.epoch)?, None),
-            Some(_) if options.processes > 1 => {
-                return Err(Trouble::new("--state works with one process for now"));
-            }
             Some(state) => {
-                let begun = state.begin(plan, same, options.epoch, options.workers)?;
-                if !options.quiet {
-                    eprintln!("{}", begun.told());
-                }
-                let LastingJob { job, lasting, .. } = begun;
-                (job, Some(lasting))
+                let NextGeneration { job, begun, opened } =
+                    begin(state, (plan, same), options, set)?;
+                (job, Some(state.join(&begun, opened, set, 0)?))
             }
         });
     }
     Ok(jobs)
 }
 
-/// Runs all jobs of a script, side by side, until they end.
-pub fn run_script(plans: Vec<JobPlan>, options: &RunOptions) -> Result<(), Vec<Trouble>> {
-    let one = |trouble: Trouble| vec![trouble];
-    let stop = stop_on_signals().map_err(Trouble::new).map_err(one)?;
-    let jobs = prepare_all(plans, options).map_err(one)?;
-    if options.processes > 1 {
-        let jobs = jobs.into_iter().map(|(job, _)| job).collect();
-        return processes::parent(jobs, options, &stop);
+/// Begins a job's next generation, and says so.
+pub fn begin(
+    state: &StateOptions,
+    (plan, same): (JobPlan, usize),
+    options: &RunOptions,
+    set: Set,
+) -> Result<NextGeneration, Trouble> {
+    let next = state.begin(plan, same, options.epoch, set)?;
+    if !options.quiet {
+        eprintln!("{}", next.told());
     }
+    Ok(next)
+}
+
+/// Runs all jobs of a script, side by side, until they end. What goes wrong goes to `tell` when it
+/// happens; a job that fails leaves the others alone. True: nothing went wrong.
+pub fn run_script(
+    plans: Vec<JobPlan>,
+    options: &RunOptions,
+    tell: &mut dyn FnMut(Trouble),
+) -> bool {
+    let mut well = true;
+    let mut told = |trouble: Trouble| {
+        well = false;
+        tell(trouble);
+    };
+    let done = stop_on_signals().map_err(Trouble::new).and_then(|stop| {
+        let reports = if options.processes > 1 {
+            supervisor::run(plans, options, &stop, &mut told)?
+        } else {
+            run_here(plans, options, &stop, &mut told)?
+        };
+        finish(&reports, options).map_err(Trouble::new)
+    });
+    if let Err(trouble) = done {
+        told(trouble);
+    }
+    well
+}
+
+/// Runs them in this process.
+fn run_here(
+    plans: Vec<JobPlan>,
+    options: &RunOptions,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Trouble),
+) -> Result<Vec<JobReport>, Trouble> {
+    let jobs = prepare_all(plans, options)?;
     let cluster = Cluster { threads: options.workers, ..Cluster::default() };
     let clusters = vec![cluster; jobs.len()];
-    let reports = run_jobs(jobs, &clusters, options, &stop)?;
-    finish(&reports, options).map_err(Trouble::new).map_err(one)
+    let jobs = Jobs::start(jobs, &clusters, options.digest, options.quiet);
+    let mut reports = BTreeMap::new();
+    let mut failed = BTreeSet::new();
+    jobs.wait(stop, |job, news| match news {
+        News::Failed(trouble) => {
+            failed.insert(job);
+            tell(trouble);
+        }
+        News::Interrupted => {}
+        News::Ended(report) => drop(reports.insert(job, report)),
+    });
+    let reports = reports.into_iter();
+    Ok(reports.map(|(job, report)| report.marked(failed.contains(&job))).collect())
 }
 
 /// Prints what came of the jobs.
-pub fn finish(reports: &[JobReport], options: &RunOptions) -> Result<(), String> {
+fn finish(reports: &[JobReport], options: &RunOptions) -> Result<(), String> {
     if let Some(path) = &options.report {
         let text = serde_json::to_string_pretty(reports).map_err(|e| e.to_string())?;
         std::fs::write(path, text)
             .map_err(|e| format!("cannot write the report {}: {e}", path.display()))?;
     }
+    let well = || reports.iter().filter(|report| !report.failed);
     if !options.quiet {
-        reports.iter().for_each(|r| eprint!("{}", r.summary()));
+        well().for_each(|r| eprint!("{}", r.summary()));
     }
     if options.digest {
-        reports.iter().for_each(|r| crate::cli::out(&r.digests()));
+        well().for_each(|r| crate::cli::out(&r.digests()));
     }
     Ok(())
-}
-
-/// Runs prepared jobs in this process, `clusters[i]` for the i-th.
-pub fn run_jobs(
-    jobs: Vec<(PreparedJob, Option<Lasting>)>,
-    clusters: &[Cluster],
-    options: &RunOptions,
-    stop: &Arc<AtomicBool>,
-) -> Result<Vec<JobReport>, Vec<Trouble>> {
-    let clock = || Arc::new(SystemClock);
-    let control = |lasting: &Option<Lasting>| match lasting {
-        None => JobControl::new(clock(), options.digest),
-        Some(lasting) => JobControl::lasting(clock(), options.digest, lasting.clone()),
-    };
-    let controls: Vec<Arc<JobControl>> = jobs.iter().map(|(_, l)| control(l)).collect();
-    let status = Status::start(controls.clone(), options.quiet);
-    let started = jobs.into_iter().zip(&controls).zip(clusters);
-    let threads: Vec<_> =
-        started.map(|(((job, _), control), cluster)| start(job, cluster, control)).collect();
-    while threads.iter().any(|t| !t.is_finished()) {
-        if stop.load(Ordering::SeqCst) {
-            controls.iter().for_each(|c| c.stop());
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    status.end();
-    let failures: Vec<Trouble> = threads.into_iter().filter_map(|t| ended(t).err()).collect();
-    if failures.is_empty() {
-        Ok(controls.iter().map(|c| JobReport::of(c)).collect())
-    } else {
-        Err(failures)
-    }
-}
-
-/// A job that runs on threads of its own.
-pub type RunningJob = JoinHandle<Result<(), Failure>>;
-
-/// Starts a prepared job in this process.
-pub fn start(job: PreparedJob, cluster: &Cluster, control: &Arc<JobControl>) -> RunningJob {
-    let (cluster, control) = (cluster.clone(), control.clone());
-    thread::spawn(move || {
-        let plan = Arc::new(job.plan);
-        let build = move |workers| graph_of(&plan, workers);
-        weir_engine::flow::run(&cluster, job.input, &control, build)
-    })
-}
-
-/// Waits for a job's end.
-pub fn ended(job: RunningJob) -> Result<(), Trouble> {
-    match job.join() {
-        Ok(ended) => ended.map_err(Trouble::from),
-        Err(_) => Err(Trouble::new("a thread panicked; this is a bug in Weir")),
-    }
 }
 
 /// A flag that SIGINT and SIGTERM set; a second SIGINT ends the process at once.
@@ -273,20 +272,4 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>, String> {
             .map_err(|e| format!("cannot listen for signals: {e}"))?;
     }
     Ok(stop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_became_of_a_job_is_told() {
-        let error = ConnectorError::fatal("the disk is gone").hint("look there");
-        let failed = thread::spawn(|| Err(Failure::Connector { table: "out".into(), error }));
-        let trouble = String::from(ended(failed).unwrap_err());
-        assert_eq!(trouble, "table `out`: the disk is gone\n  hint: look there");
-        assert_eq!(ended(thread::spawn(|| Ok(()))), Ok(()));
-        let panicked = ended(thread::spawn(|| panic!("a test's own panic"))).unwrap_err();
-        assert!(panicked.message.contains("a bug in Weir"), "{panicked:?}");
-    }
 }

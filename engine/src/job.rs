@@ -296,13 +296,18 @@ impl JobControl {
     }
 
     /// Ends the job at once and well: what is not committed is done again by the next start.
-    pub(crate) fn interrupt(&self) {
+    pub fn interrupt(&self) {
         self.interrupted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it ends, or has ended, with an epoch half done.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
     }
 
     /// Whether nothing more is to be done, though not all is read: it failed, or is interrupted.
     pub(crate) fn is_broken_off(&self) -> bool {
-        self.interrupted.load(Ordering::SeqCst) || self.failure().is_some()
+        self.is_interrupted() || self.failure().is_some()
     }
 
     /// Ends the job. The first cause is kept.

@@ -1,0 +1,219 @@
+//! What keeps jobs of several processes going: a lost process ends its set, and the next generation
+//! of all jobs is started at once.
+//!
+//! # Jobs that fail
+//! A job that fails says why, and is not started again; the others go on. Where a process dies it
+//! need not be clear whose fault that was: a job that three generations have begun at one epoch,
+//! and none got beyond it, is failed before the fourth.
+//!
+//! # Limits
+//! A process that dies within moments may take the blame of another job's rows: jobs that had no
+//! time to get on are failed with it. Jobs that do not last are not started again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use weir_engine::time::Epoch;
+use weir_queries::JobPlan;
+
+use crate::jobs::News;
+use crate::lasting::{NextGeneration, Set};
+use crate::processes::{Assigned, Processes, SetEnd};
+use crate::report::JobReport;
+use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
+
+/// How many generations may begin a job at one epoch.
+const TRIES: u32 = 3;
+/// The pause after the second loss in a row, and the longest.
+const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A set that has run for so long has not died in a row with the one before.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// What has become of a job.
+#[derive(Default)]
+struct Standing {
+    failed: bool,
+    /// Where its generations begin, and how often in a row they did there.
+    begun: Option<(Option<Epoch>, u32)>,
+    /// Its counters on those processes of the newest set where it has ended.
+    report: Option<JobReport>,
+    ended: usize,
+}
+
+impl Standing {
+    /// A generation begins at this epoch; false where too many have.
+    fn begins(&mut self, base: Option<Epoch>) -> bool {
+        let times = self.begun.filter(|(at, _)| *at == base).map_or(0, |(_, times)| times);
+        self.begun = Some((base, times + 1));
+        times < TRIES
+    }
+
+    fn take(&mut self, report: JobReport) {
+        self.ended += 1;
+        match &mut self.report {
+            Some(all) => all.add(&report),
+            None => self.report = Some(report),
+        }
+    }
+
+    /// Whether nothing is left to do for it.
+    fn is_over(&self, set: Set) -> bool {
+        self.failed || self.ended == set.processes
+    }
+}
+
+/// Runs jobs on `options.processes` processes until they end; where they last, for as many
+/// generations as it takes. What goes wrong with a job goes to `tell`.
+///
+/// # Errors
+/// A job cannot be begun for the first time; a process of jobs that do not last is lost.
+pub fn run(
+    plans: Vec<JobPlan>,
+    options: &RunOptions,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Trouble),
+) -> Result<Vec<JobReport>, Trouble> {
+    let set = Set { processes: options.processes, workers: options.workers };
+    let mut jobs: Vec<(JobPlan, usize, Standing)> =
+        numbered(plans).into_iter().map(|(plan, same)| (plan, same, Standing::default())).collect();
+    let (mut losses, mut cause) = (0, None);
+    while jobs.iter().any(|(_, _, job)| !job.is_over(set)) {
+        let mut numbers = Vec::new();
+        let mut assigned = Vec::new();
+        for (number, (plan, same, standing)) in jobs.iter_mut().enumerate() {
+            if standing.is_over(set) {
+                continue;
+            }
+            (standing.report, standing.ended) = (None, 0);
+            match next(plan, *same, options, set, (cause.as_deref(), stop)) {
+                Ok(None) => return Ok(reports(jobs)),
+                Ok(Some(job)) => {
+                    let base = job.begun.as_ref().map(|begun| begun.base);
+                    if base.is_some_and(|base| !standing.begins(base)) {
+                        standing.failed = true;
+                        tell(at_fault(&plan.name, base.flatten(), cause.as_deref()));
+                        continue;
+                    }
+                    numbers.push(number);
+                    assigned.push(job);
+                }
+                Err(trouble) if cause.is_none() => return Err(trouble),
+                Err(trouble) => {
+                    standing.failed = true;
+                    tell(trouble);
+                }
+            }
+        }
+        if assigned.is_empty() {
+            break;
+        }
+        let began = Instant::now();
+        let processes = Processes::start(&assigned, options, set).map_err(Trouble::new)?;
+        let end = processes.wait(stop, |job, news| {
+            let standing = &mut jobs[numbers[job]].2;
+            match news {
+                News::Failed(trouble) => {
+                    standing.failed = true;
+                    tell(trouble);
+                }
+                News::Interrupted => {}
+                News::Ended(report) => standing.take(report),
+            }
+        });
+        let SetEnd::Lost(why) = end else { break };
+        if options.state.is_none() || stop.load(Ordering::SeqCst) {
+            return Err(Trouble::new(why));
+        }
+        tracing::warn!("{why}; the next generation begins");
+        losses = if began.elapsed() > HEALTHY { 1 } else { losses + 1 };
+        rest(pause_after(losses), stop);
+        cause = Some(why);
+    }
+    Ok(reports(jobs))
+}
+
+/// A job's next generation; `None` where it is stopped while it waits for one. After a loss what may
+/// pass is waited for: a server that is away must not turn a lost process into a lost job.
+fn next(
+    plan: &JobPlan,
+    same: usize,
+    options: &RunOptions,
+    set: Set,
+    (cause, stop): (Option<&str>, &AtomicBool),
+) -> Result<Option<Assigned>, Trouble> {
+    let Some(state) = &options.state else {
+        let job = prepare(plan.clone(), options.epoch)?;
+        return Ok(Some(Assigned { job, begun: None }));
+    };
+    let mut tries = 0;
+    loop {
+        match begin(state, (plan.clone(), same), options, set) {
+            Ok(NextGeneration { job, begun, .. }) => {
+                return Ok(Some(Assigned { job, begun: Some(begun) }));
+            }
+            Err(trouble) if cause.is_some() && trouble.passing => {
+                tries += 1;
+                tracing::warn!("{}; trying again until it works", String::from(trouble));
+                rest(pause_after(tries + 1), stop);
+                if stop.load(Ordering::SeqCst) {
+                    return Ok(None);
+                }
+            }
+            Err(trouble) => return Err(trouble),
+        }
+    }
+}
+
+fn at_fault(job: &str, base: Option<Epoch>, cause: Option<&str>) -> Trouble {
+    let at = base.map_or("its beginning".to_owned(), |epoch| format!("epoch {epoch}"));
+    let cause = cause.unwrap_or("no process was lost");
+    let mut trouble = Trouble::new(format!(
+        "job `{job}`: {TRIES} generations have begun at {at} and none got beyond it; the last one: \
+         {cause}"
+    ));
+    trouble.hint = Some("start it again once the cause is gone; nothing is lost".to_owned());
+    trouble
+}
+
+fn reports(jobs: Vec<(JobPlan, usize, Standing)>) -> Vec<JobReport> {
+    let report =
+        |(_, _, job): (JobPlan, usize, Standing)| job.report.unwrap_or_default().marked(job.failed);
+    jobs.into_iter().map(report).collect()
+}
+
+/// How long to wait after so many losses in a row: not at all after the first.
+fn pause_after(losses: u32) -> Duration {
+    match losses {
+        0 | 1 => Duration::ZERO,
+        more => (PAUSE * 2_u32.saturating_pow(more - 2)).min(PAUSE_MAX),
+    }
+}
+
+/// Waits, but not beyond a stop.
+fn rest(pause: Duration, stop: &AtomicBool) {
+    let began = Instant::now();
+    while began.elapsed() < pause && !stop.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_gets_no_further_is_begun_three_times() {
+        let mut job = Standing::default();
+        assert!([None, None, None].into_iter().all(|base| job.begins(base)));
+        assert!(!job.begins(None));
+        let mut job = Standing::default();
+        let bases = [Some(1), Some(1), Some(2), Some(2), Some(2), Some(3)];
+        assert!(bases.into_iter().all(|base| job.begins(base)));
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        let pauses: Vec<u128> = (0..9).map(|losses| pause_after(losses).as_millis()).collect();
+        assert_eq!(pauses, [0, 0, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+    }
+}
