@@ -35,6 +35,7 @@ mod disk;
 mod kinds;
 mod proxy;
 mod random;
+mod sets;
 mod state;
 mod weir;
 mod world;
@@ -76,10 +77,16 @@ pub(crate) enum Fault {
     Stop,
     /// The disk under the state is full for a while.
     FullDisk,
+    /// kill −9 of one process of several.
+    Child,
+    /// One process of several stands still for 30 s.
+    Hang,
+    /// The disk of one process of several is lost; the state is on S3.
+    LostDisk,
 }
 
 impl Fault {
-    const ALL: [Fault; 11] = [
+    const ALL: [Fault; 14] = [
         Fault::Kill,
         Fault::Checkpoint,
         Fault::Reply,
@@ -91,9 +98,13 @@ impl Fault {
         Fault::Twin,
         Fault::Stop,
         Fault::FullDisk,
+        Fault::Child,
+        Fault::Hang,
+        Fault::LostDisk,
     ];
     /// Those of CI.
-    const CI: [Fault; 4] = [Fault::Kill, Fault::Checkpoint, Fault::Reply, Fault::Corrupt];
+    const CI: [Fault; 5] =
+        [Fault::Kill, Fault::Checkpoint, Fault::Reply, Fault::Corrupt, Fault::Child];
 
     /// The name on the command line.
     fn name(self) -> &'static str {
@@ -109,6 +120,9 @@ impl Fault {
             Fault::Twin => "twin",
             Fault::Stop => "stop",
             Fault::FullDisk => "full-disk",
+            Fault::Child => "child",
+            Fault::Hang => "hang",
+            Fault::LostDisk => "lost-disk",
         }
     }
 
@@ -117,8 +131,14 @@ impl Fault {
         match self {
             Fault::Postgres | Fault::Kafka => plan.outage,
             Fault::FullDisk | Fault::Zombie => OUTAGE,
+            Fault::Hang => OUTAGE * 2,
             _ => 0,
         }
+    }
+
+    /// Whether weir runs as several processes.
+    fn is_of_sets(self) -> bool {
+        matches!(self, Fault::Child | Fault::Hang | Fault::LostDisk)
     }
 
     /// How many times the usual data.
@@ -174,7 +194,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     let record = args.option::<PathBuf>("--record")?;
     args.finish()?;
     ensure!(plan.rate > 0, "--rate must be at least 1");
-    let mut services = Services::start(&[Kind::Kafka, Kind::Postgres])?;
+    let mut services = Services::start(&[Kind::Kafka, Kind::Postgres, Kind::S3])?;
     run(&plan, &mut services, record.as_deref())?.verdict()
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::proxy::Trap;
 use super::world::World;
-use super::{Fault, state};
+use super::{Fault, sets, state};
 use crate::process;
 use crate::services::Kind;
 
@@ -17,7 +17,7 @@ const FAULTS_MAX: usize = 15;
 /// Flipped bytes of a run.
 const FLIPS: usize = 3;
 /// On a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a folder is looked at, to be there before the manifest is.
 const WATCH: Duration = Duration::from_micros(300);
 /// How long a disk is full.
@@ -37,11 +37,14 @@ pub(super) fn inflict(world: &mut World, fault: Fault) -> Result<()> {
         Fault::Twin => twin(world),
         Fault::Stop => stop(world),
         Fault::FullDisk => full_disk(world),
+        Fault::Child => sets::child(world),
+        Fault::Hang => sets::hang(world),
+        Fault::LostDisk => sets::lost_disk(world),
     }
 }
 
 /// Whether one more is wanted.
-fn goes_on(world: &mut World) -> Result<bool> {
+pub(super) fn goes_on(world: &mut World) -> Result<bool> {
     Ok(world.faults < FAULTS_MIN || world.faults < FAULTS_MAX && world.under_load()?)
 }
 

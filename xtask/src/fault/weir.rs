@@ -18,9 +18,15 @@ const LINES_SHOWN: usize = 25;
 pub(super) struct Start<'a> {
     pub(super) program: &'a Path,
     pub(super) script: &'a Path,
-    pub(super) state: &'a Path,
+    /// A folder or a URL.
+    pub(super) state: String,
+    /// Where the logs are, if not beside the state.
+    pub(super) log: Option<&'a Path>,
+    /// Variables that it needs.
+    pub(super) env: &'a [(String, String)],
     /// The least time between two checkpoints, as on the command line.
     pub(super) interval: &'a str,
+    pub(super) processes: usize,
     pub(super) workers: usize,
     /// Words that come before the program, for instance `nsenter …`.
     pub(super) before: &'a [String],
@@ -38,7 +44,10 @@ impl Weir {
         let file = File::create(&log)?;
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).args(start.before).arg(start.program);
-        command.args(["run", "-w", &start.workers.to_string(), "--state"]).arg(start.state);
+        command.args(["run", "-w", &start.workers.to_string(), "--state", &start.state]);
+        command.args(["--processes", &start.processes.to_string()]);
+        command.args(start.log.iter().flat_map(|log| ["--log".as_ref(), log.as_os_str()]));
+        command.envs(start.env.iter().cloned());
         command.args(["--checkpoint-interval", start.interval]).arg(start.script);
         command.env("WEIR_LOG", "info").stdout(file.try_clone()?).stderr(file);
         Ok(Weir { child: process::spawn(&mut command)?, log })
@@ -46,6 +55,14 @@ impl Weir {
 
     pub(super) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The processes of its set.
+    pub(super) fn children(&self) -> Vec<u32> {
+        let pid = self.child.id();
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// How it has ended, if it has.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use crate::{places, process};
 
 /// Each start has another number of workers.
 const WORKERS: [usize; 3] = [1, 3, 2];
+/// Processes and workers of those that run as a set.
+const SETS: [(usize, usize); 3] = [(2, 1), (3, 1), (2, 2)];
 const PARTITIONS: &str = "4";
 const PREFIX: &str = "fault";
 const POLL: Duration = Duration::from_millis(100);
@@ -53,6 +55,7 @@ pub(super) struct World<'a> {
     pub(super) folder: PathBuf,
     pub(super) state: PathBuf,
     pub(super) disk: Option<SmallDisk>,
+    remote: Option<Remote>,
     pub(super) proxy: Option<Proxy>,
     /// The one that is meant to work.
     pub(super) weir: Option<Weir>,
@@ -111,7 +114,12 @@ impl<'a> World<'a> {
             Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
             _ => None,
         };
+        let remote = match fault {
+            Fault::LostDisk => Some(Remote::of(services, &name, &folder)?),
+            _ => None,
+        };
         let state = disk.as_ref().map_or(folder.join("state"), |disk| disk.outside.join("state"));
+        let state = remote.as_ref().map_or(state, |remote| remote.folder.clone());
         let publisher =
             Publisher { broker, topic: name, child: None, log: folder.join("publish.log") };
         Ok(World {
@@ -122,6 +130,7 @@ impl<'a> World<'a> {
             folder,
             state,
             disk,
+            remote,
             proxy,
             weir: None,
             faults: 0,
@@ -167,7 +176,7 @@ impl<'a> World<'a> {
     }
 
     /// A weir on this state folder.
-    pub(super) fn launch(&mut self, state: &std::path::Path) -> Result<Weir> {
+    pub(super) fn launch(&mut self, state: &Path) -> Result<Weir> {
         let workers = WORKERS[self.starts % WORKERS.len()];
         self.starts += 1;
         let log = self.folder.join(format!("weir.{:02}.log", self.starts));
@@ -175,15 +184,42 @@ impl<'a> World<'a> {
             Some(disk) => (disk.inside.join("state"), disk.enter()),
             None => (state.to_owned(), Vec::new()),
         };
+        let (processes, workers) =
+            if self.fault.is_of_sets() { SETS[(self.starts - 1) % 3] } else { (1, workers) };
+        let remote = self.remote.as_ref();
         let start = Start {
             program: &self.plan.weir,
             script: &self.script,
-            state: &inside,
+            state: remote.map_or(inside.display().to_string(), |remote| remote.url.clone()),
+            log: remote.map(|remote| remote.logs.as_path()),
+            env: remote.map_or(&[], |remote| &remote.env),
             interval: if self.fault == Fault::Checkpoint { "100ms" } else { "500ms" },
+            processes,
             workers,
             before: &before,
         };
         Weir::start(&start, log)
+    }
+
+    /// A restart begins by itself: from here on its first commit is waited for.
+    pub(super) fn begin_restart(&mut self) {
+        self.look();
+        let before = self.database.progress().unwrap_or_default();
+        self.restarted = Some((Instant::now(), before));
+    }
+
+    /// The folders of all cut logs.
+    pub(super) fn logs(&self) -> Result<Vec<PathBuf>> {
+        let remote = self.remote.as_ref().context("the state is beside the logs")?;
+        let mut logs = Vec::new();
+        for job in fs::read_dir(&remote.logs)? {
+            for log in fs::read_dir(job?.path())? {
+                logs.push(log?.path());
+            }
+        }
+        logs.sort();
+        ensure!(!logs.is_empty(), "no cut logs");
+        Ok(logs)
     }
 
     pub(super) fn weir(&mut self) -> Result<&mut Weir> {
@@ -340,6 +376,34 @@ fn fill(job: &Job, data: &Data, broker: &str, topic: &str, url: &str) -> Result<
     };
     let route = Route::KafkaPostgres.name();
     Filling { folder: &folder, route, variables, sink: &sink }.script(job.script)
+}
+
+/// A state in a bucket, with the logs on disks of this machine.
+struct Remote {
+    url: String,
+    /// Where the server keeps these objects.
+    folder: PathBuf,
+    logs: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+impl Remote {
+    fn of(services: &Services, name: &str, folder: &Path) -> Result<Remote> {
+        let bucket = services.var("WEIR_TEST_S3_BUCKET")?;
+        let pairs = [
+            ("AWS_ENDPOINT_URL_S3", "WEIR_TEST_S3"),
+            ("AWS_ACCESS_KEY_ID", "WEIR_TEST_S3_KEY"),
+            ("AWS_SECRET_ACCESS_KEY", "WEIR_TEST_S3_SECRET"),
+            ("AWS_REGION", "WEIR_TEST_S3_REGION"),
+        ];
+        let var = |(name, from): (&str, &str)| Ok((name.to_owned(), services.var(from)?));
+        Ok(Remote {
+            url: format!("s3://{bucket}/{name}"),
+            folder: PathBuf::from(services.var("WEIR_TEST_S3_FOLDER")?).join(name),
+            logs: folder.join("logs"),
+            env: pairs.into_iter().map(var).collect::<Result<_>>()?,
+        })
+    }
 }
 
 /// The program that publishes.
