@@ -231,7 +231,14 @@ impl Processes {
                 return format!("process {process} ended with code {code}: {}", one.words());
             }
             if began.elapsed() > FIRST_CAUSE {
-                return "processes have lost their connection to each other".to_owned();
+                let mut said = Vec::new();
+                for (process, one) in self.running.iter_mut().enumerate() {
+                    if matches!(one.child.try_wait(), Ok(Some(_))) {
+                        said.push(format!("process {process}: {}", one.words()));
+                    }
+                }
+                let said = said.join("; ");
+                return format!("processes have lost their connection to each other: {said}");
             }
             thread::sleep(LOOK);
         }

@@ -19,7 +19,7 @@ const ORPHANED: Duration = Duration::from_secs(10);
 /// Logs that are lost in a run.
 const LOSSES: usize = 3;
 
-/// Kills one process of the set, now and then all of them with their parent.
+/// Kills one process of the set; now and then all of them with their parent, or stops them.
 pub(super) fn child(world: &mut World) -> Result<()> {
     while goes_on(world)? {
         if world.faults.is_multiple_of(2) {
@@ -27,14 +27,22 @@ pub(super) fn child(world: &mut World) -> Result<()> {
         }
         let time = world.random.millis(300, 2_000);
         world.work(time)?;
-        if world.random.below(4) == 0 {
-            world.kill()?;
-            world.start()?;
-        } else {
-            let pid = pick(world)?;
-            world.begin_restart();
-            process::signal(pid, libc::SIGKILL);
-            world.faults += 1;
+        match world.random.below(6) {
+            0 => {
+                world.kill()?;
+                world.start()?;
+            }
+            1 => {
+                world.weir()?.stop()?;
+                world.faults += 1;
+                world.start()?;
+            }
+            _ => {
+                let pid = pick(world)?;
+                world.begin_restart();
+                process::signal(pid, libc::SIGKILL);
+                world.faults += 1;
+            }
         }
     }
     Ok(())
