@@ -490,7 +490,7 @@ fn start(
     }
     logs.settle(&choice, set.processes).map_err(failed)?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let (processes, workers) = (count(set.processes), count(set.processes * set.workers));
+    let (processes, workers) = (count(set.processes), count(set.workers));
     for log in logs.of.range_mut(..set.processes).map(|(_, log)| log) {
         log.begin(Begin { generation, base, processes, workers }).map_err(failed)?;
     }
