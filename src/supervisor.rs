@@ -23,11 +23,9 @@ use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
 
 /// How many generations may begin a job at one epoch.
 const TRIES: u32 = 3;
-/// The pause after the second loss in a row, and the longest.
+/// The pause before a generation that begins where the one before did, and the longest.
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// A set that has run for so long has not died in a row with the one before.
-const HEALTHY: Duration = Duration::from_secs(60);
 
 /// What has become of a job.
 #[derive(Default)]
@@ -76,7 +74,7 @@ pub fn run(
     let set = Set { processes: options.processes, workers: options.workers };
     let mut jobs: Vec<(JobPlan, usize, Standing)> =
         numbered(plans).into_iter().map(|(plan, same)| (plan, same, Standing::default())).collect();
-    let (mut losses, mut cause) = (0, None);
+    let mut cause = None;
     while jobs.iter().any(|(_, _, job)| !job.is_over(set)) {
         let mut numbers = Vec::new();
         let mut assigned = Vec::new();
@@ -107,7 +105,6 @@ pub fn run(
         if assigned.is_empty() {
             break;
         }
-        let began = Instant::now();
         let processes = Processes::start(&assigned, options, set).map_err(Trouble::new)?;
         let end = processes.wait(stop, |job, news| {
             let standing = &mut jobs[numbers[job]].2;
@@ -125,8 +122,9 @@ pub fn run(
             return Err(Trouble::new(why));
         }
         tracing::warn!("{why}; the next generation begins");
-        losses = if began.elapsed() > HEALTHY { 1 } else { losses + 1 };
-        rest(pause_after(losses), stop);
+        // Where some job got on, there is nothing to wait for.
+        let tries = numbers.iter().filter_map(|number| Some(jobs[*number].2.begun?.1)).min();
+        rest(pause_after(tries.unwrap_or(0)), stop);
         cause = Some(why);
     }
     Ok(reports(jobs))
@@ -181,9 +179,9 @@ fn reports(jobs: Vec<(JobPlan, usize, Standing)>) -> Vec<JobReport> {
     jobs.into_iter().map(report).collect()
 }
 
-/// How long to wait after so many losses in a row: not at all after the first.
-fn pause_after(losses: u32) -> Duration {
-    match losses {
+/// How long to wait after so many attempts in a row: not at all after the first.
+fn pause_after(tries: u32) -> Duration {
+    match tries {
         0 | 1 => Duration::ZERO,
         more => (PAUSE * 2_u32.saturating_pow(more - 2)).min(PAUSE_MAX),
     }
@@ -213,7 +211,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_limit() {
-        let pauses: Vec<u128> = (0..9).map(|losses| pause_after(losses).as_millis()).collect();
+        let pauses: Vec<u128> = (0..9).map(|tries| pause_after(tries).as_millis()).collect();
         assert_eq!(pauses, [0, 0, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
     }
 }

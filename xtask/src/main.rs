@@ -14,6 +14,7 @@ mod args;
 mod bench;
 mod ci;
 mod fault;
+mod latency;
 mod outside;
 mod places;
 mod process;
@@ -42,8 +43,11 @@ cargo xtask COMMAND
       --seconds S --weir-args '-w 2' --weir PATH
   fault                 kills, outages and lost replies under load: the results stay equal
       --kind K (again and again) or --set ci|full
-      K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk
+      K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk child hang
+         lost-disk
       --runs N --seed S --rate ROWS/S --outage S --weir PATH --record FILE
+  latency               from a Kafka broker to a SELECT and to a consumer, 10 000 rows/s, exactly once
+      --seconds S --rate ROWS/S --weir-args '-w 2' --weir PATH
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
       --runs N --workers N --weir PATH --data DIR";
 
@@ -72,6 +76,7 @@ fn dispatch() -> Result<()> {
         "truth" => truth::command(args),
         "throttled" => throttled::command(args),
         "fault" => fault::command(args),
+        "latency" => latency::command(args),
         "bench" => bench::command(args),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
