@@ -33,9 +33,8 @@
 //! worker and 45 a split that changed.
 //!
 //! # Limits
-//! A sink asks the log of its own process only, so for now jobs of several processes are refused a
-//! memory (`flow::run`). One fsync's latency before a commit. Where all disks die together nothing
-//! is left but the newest checkpoint; a sink that is ahead of it then refuses.
+//! One fsync's latency before a commit, the slowest process's (`flow/recorded.rs`). Where all disks
+//! die together nothing is left but the newest checkpoint; a sink that is ahead of it then refuses.
 
 mod record;
 mod recorder;
