@@ -19,8 +19,8 @@
 //!
 //! # Logs that are lost
 //! A log that is gone or cannot be read is made again from that of another process, if one is left
-//! that saw the newest generation; what cannot be read is kept beside it. With one process, or where
-//! none is left, what cannot be read ends the start.
+//! that saw the newest generation; what cannot be read is kept beside it. With one process, or
+//! where none is left, what cannot be read ends the start.
 //!
 //! # The plan
 //! The first start stores the plan and the splits, with the offsets where their reading begins;

@@ -130,8 +130,8 @@ pub fn run(
     Ok(reports(jobs))
 }
 
-/// A job's next generation; `None` where it is stopped while it waits for one. After a loss what may
-/// pass is waited for: a server that is away must not turn a lost process into a lost job.
+/// A job's next generation; `None` where it is stopped while it waits for one. After a loss what
+/// may pass is waited for: a server that is away must not turn a lost process into a lost job.
 fn next(
     plan: &JobPlan,
     same: usize,

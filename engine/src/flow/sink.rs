@@ -116,7 +116,9 @@ pub(crate) fn attach<'scope>(
     if let Some(memory) = control.memory().filter(|_| !several) {
         memory.on_durable(wake());
     }
-    let counts = author.is_some();
+    let mut state = SinkState::empty(Shards::of(count, &sharding), control, &counters);
+    state.ordered = ordered;
+    state.counts = author.is_some();
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {
         let report = counters.report.clone();
@@ -127,19 +129,7 @@ pub(crate) fn attach<'scope>(
         let target = Target { sink, table, shard, author: author.clone(), number, resumed };
         (shard, (Shard::start(target, report, control.clone(), wake()), digest))
     };
-    let shards = mine.map(start).collect();
-    let mut state = SinkState {
-        divider: Shards::of(count, &sharding),
-        ordered,
-        shards,
-        counts,
-        pending: BTreeMap::new(),
-        control: control.clone(),
-        counters,
-        recorded_time: MARK_NONE,
-        finished: false,
-        recorded: several.then_some(0),
-    };
+    state.shards = mine.map(start).collect();
     builder.build(move |capabilities| {
         let mut held = Some(capabilities);
         move |frontiers| {
@@ -169,6 +159,22 @@ impl Pending {
 }
 
 impl SinkState {
+    /// Without shards.
+    fn empty(divider: Shards, control: &Arc<JobControl>, counters: &Arc<SinkCounters>) -> Self {
+        SinkState {
+            ordered: false,
+            shards: BTreeMap::new(),
+            counts: false,
+            divider,
+            pending: BTreeMap::new(),
+            control: control.clone(),
+            counters: counters.clone(),
+            recorded_time: MARK_NONE,
+            finished: false,
+            recorded: None,
+        }
+    }
+
     fn pending(&mut self, epoch: Epoch) -> &mut Pending {
         self.pending.entry(epoch).or_default()
     }
