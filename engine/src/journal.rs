@@ -28,12 +28,13 @@
 //!
 //! # Limits
 //! A disk that loses the very last synced entries, with nothing written after them, looks like a
-//! torn tail; as does one that loses whole segments at the end. One copy: it survives the process
-//! and the machine's power, not its disk.
+//! torn tail; as does one that loses whole segments at the end. It survives the process and the
+//! machine's power; the loss of a disk where there are two ([`Mirror`]).
 
 mod crc;
 pub(crate) use crc::crc32c;
 mod disk;
+mod mirror;
 mod reader;
 mod record;
 pub mod simulated;
@@ -46,6 +47,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use disk::{Disk, Folder};
+pub use mirror::{Mended, Mirror};
 pub use reader::Reader;
 pub use record::{Entry, Kind, Record};
 
@@ -54,7 +56,8 @@ use reader::{Cursor, Step};
 /// Default size at which a segment is followed by the next one.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 const PENDING_BYTES_MAX: usize = 4 << 20;
-const SUFFIX: &str = ".journal";
+/// What the names of segments end in.
+pub const SUFFIX: &str = ".journal";
 
 /// What can go wrong with a journal.
 #[derive(Debug, Error)]

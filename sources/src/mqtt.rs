@@ -24,6 +24,7 @@ pub(crate) mod packet;
 mod receiver;
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -36,7 +37,7 @@ use weir_engine::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
 use feeder::{Columns, Feeder};
 use options::{Client, MqttOptions};
 use receiver::{Identity, Receiver, Shared};
-use weir_engine::journal::{Disk, Folder, Journal, JournalError, SEGMENT_BYTES};
+use weir_engine::journal::{Disk, Folder, Journal, JournalError, Mirror, SEGMENT_BYTES, SUFFIX};
 
 /// The manual of the options.
 pub fn options() -> Vec<OptionDoc> {
@@ -101,12 +102,17 @@ impl Source for Mqtt {
     }
 
     fn guarantee(&self) -> String {
+        let survives = match self.client.journal_copy_path {
+            None => "survives a process, not a machine",
+            Some(_) => "survives a process and the loss of one of two disks, not a machine",
+        };
         if self.client.qos == 0 {
-            return "QoS 0: what is under way when something fails is lost; what is in the journal \
-                    survives a process, not a machine"
-                .to_owned();
+            return format!(
+                "QoS 0: what is under way when something fails is lost; what is in the journal \
+                 {survives}"
+            );
         }
-        "at least once: acknowledged when on disk; survives a process, not a machine".to_owned()
+        format!("at least once: acknowledged when on disk; {survives}")
     }
 }
 
@@ -118,15 +124,9 @@ impl Mqtt {
             filter.ok_or_else(|| ConnectorError::fatal(format!("mqtt has no slot {slot}")))?;
         let client = &self.client;
         let path = client.journal_path.join(slot.to_string());
-        let cannot = |e: &dyn std::fmt::Display| {
-            let path = path.display();
-            ConnectorError::fatal(format!("journal {path} of table `{}`: {e}", client.table))
-        };
-        let folder = Folder::open(&path).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => in_use(client, &path),
-            _ => cannot(&e),
-        })?;
-        let disk: Arc<dyn Disk> = Arc::new(folder);
+        let copy = client.journal_copy_path.as_ref().map(|path| path.join(slot.to_string()));
+        let cannot = |e: &dyn std::fmt::Display| unusable(client, &path, e);
+        let disk = disk(client, &path, copy.as_deref())?;
         let journal = Journal::open(disk, &filter, SEGMENT_BYTES).map_err(|e| match e {
             JournalError::Label { .. } => ConnectorError::reconfigure(format!(
                 "table `{}`, {}: {e}",
@@ -136,7 +136,8 @@ impl Mqtt {
             .hint("its slots have changed: set another 'journal.path', or remove the folder"),
             e => cannot(&e),
         })?;
-        let identity = Identity::open(client, &path, slot).map_err(|e| cannot(&e))?;
+        let folders: Vec<PathBuf> = [path.clone()].into_iter().chain(copy).collect();
+        let identity = Identity::open(client, folders, slot).map_err(|e| cannot(&e))?;
         let decoder = self.columns.decoder(client.json).map_err(|e| cannot(&e))?;
         let shared = Arc::new(Shared::default());
         let first = journal.bounds().0;
@@ -174,7 +175,37 @@ impl Mqtt {
     }
 }
 
-fn in_use(client: &Client, path: &std::path::Path) -> ConnectorError {
+/// The disk of a slot's journal, or two as one.
+fn disk(
+    client: &Client,
+    path: &Path,
+    copy: Option<&Path>,
+) -> Result<Arc<dyn Disk>, ConnectorError> {
+    let open = |path: &Path| -> Result<Arc<dyn Disk>, ConnectorError> {
+        match Folder::open(path) {
+            Ok(folder) => Ok(Arc::new(folder)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(in_use(client, path)),
+            Err(e) => Err(unusable(client, path, &e)),
+        }
+    };
+    let first = open(path)?;
+    let Some(copy) = copy else { return Ok(first) };
+    let (mirror, mended) = Mirror::open([first, open(copy)?], SUFFIX)
+        .map_err(|e| unusable(client, path, &format!("its two copies cannot be compared: {e}")))?;
+    if let Some(mended) = mended {
+        let folder = [path, copy][mended.disk].display();
+        let (table, bytes) = (&client.table, mended.bytes);
+        tracing::warn!(table, %folder, bytes, "this copy of the journal was behind: made whole");
+    }
+    Ok(Arc::new(mirror))
+}
+
+fn unusable(client: &Client, path: &Path, error: &dyn std::fmt::Display) -> ConnectorError {
+    let path = path.display();
+    ConnectorError::fatal(format!("journal {path} of table `{}`: {error}", client.table))
+}
+
+fn in_use(client: &Client, path: &Path) -> ConnectorError {
     let path = path.display();
     let message = format!("journal {path} of table `{}` is in use by another job", client.table);
     ConnectorError::reconfigure(message).hint("stop that job, or set another 'journal.path'")

@@ -165,6 +165,29 @@ fn what_comes_while_weir_is_away_comes_later_and_the_journal_comes_first() {
 }
 
 #[test]
+fn with_two_copies_the_loss_of_either_disk_loses_nothing() {
+    let address = environment("WEIR_TEST_MQTT");
+    let disks = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let copy = disks[1].path().to_str().unwrap();
+    let (base, more) = (topic("copies"), [("journal.copies", "2"), ("journal.copy-path", copy)]);
+    let table = table(&format!("mqtt://{address}"), &base, disks[0].path(), &more);
+    let mut sent = 0;
+    for lost in [0, 1, 0] {
+        let open = Open::of(&table).ready();
+        send(&address, &base, sent..sent + 100, 1);
+        sent += 100;
+        assert_eq!(open.numbers(sent as usize), (0..sent).collect::<Vec<_>>());
+        drop(open);
+        // While Weir is away the broker keeps what comes for its session, which is known still.
+        std::fs::remove_dir_all(disks[lost].path().join("0")).unwrap();
+        send(&address, &base, sent..sent + 10, 1);
+        sent += 10;
+    }
+    let open = Open::of(&table);
+    assert_eq!(open.numbers(sent as usize), (0..sent).collect::<Vec<_>>());
+}
+
+#[test]
 fn slots_of_a_shared_subscription_divide_the_messages() {
     let address = environment("WEIR_TEST_MQTT");
     let journal = tempfile::tempdir().unwrap();

@@ -31,6 +31,16 @@ weir_connect::choices! {
 }
 
 weir_connect::choices! {
+    /// Disks that a journal is on.
+    pub enum Copies {
+        /// One.
+        One = "1",
+        /// Two.
+        Two = "2",
+    }
+}
+
+weir_connect::choices! {
     /// Formats of a payload.
     pub enum Format {
         /// One JSON object a message.
@@ -74,6 +84,11 @@ weir_connect::options! {
         /// Folder of the ingest journal, one folder a slot in it; `weir-journal/<table>`
         /// by default.
         pub journal_path: Option<String> = "journal.path", optional;
+        /// With 2, a message is acknowledged once it is on disk in 'journal.copy-path' too:
+        /// the loss of one of the two disks loses nothing.
+        pub journal_copies: Copies = "journal.copies", default "1";
+        /// Folder of the second copy, on another disk than 'journal.path'.
+        pub journal_copy_path: Option<String> = "journal.copy-path", optional;
         /// Size at which a slot's journal stops receiving; from 80 % on there is a warning.
         pub journal_bytes_max: Size = "journal.bytes-max", default "10 GB";
         /// Larger messages are bad rows: counted, and their first bytes kept.
@@ -119,6 +134,7 @@ pub(crate) struct Client {
     pub(crate) keep_alive: Duration,
     pub(crate) session_expiry_s: u32,
     pub(crate) journal_path: PathBuf,
+    pub(crate) journal_copy_path: Option<PathBuf>,
     pub(crate) journal_bytes_max: u64,
     pub(crate) packet_bytes_max: usize,
     pub(crate) json: JsonOptions,
@@ -161,6 +177,7 @@ pub(crate) fn read(table: &TableSpec) -> Result<(Client, Vec<String>), Vec<Optio
         keep_alive: options.keep_alive,
         session_expiry_s: u32::try_from(options.session_expiry.as_secs()).unwrap_or(u32::MAX),
         journal_path: path(options.journal_path).unwrap_or_else(default_path),
+        journal_copy_path: path(options.journal_copy_path),
         journal_bytes_max: options.journal_bytes_max.0,
         packet_bytes_max: usize::try_from(options.packet_bytes_max.0).unwrap_or(usize::MAX),
         json: JsonOptions {
@@ -257,6 +274,20 @@ fn check_numbers(table: &TableSpec, options: &MqttOptions) -> Vec<OptionError> {
     if options.journal_bytes_max.0 < (1 << 20) {
         errors.push(bad_value(table, "journal.bytes-max", "must be at least 1 MB"));
     }
+    match (options.journal_copies, &options.journal_copy_path) {
+        (Copies::Two, None) => {
+            let what = "needs the folder of the second one, on another disk: 'journal.copy-path'";
+            errors.push(bad_value(table, "journal.copies", what));
+        }
+        (Copies::One, Some(_)) => {
+            errors.push(bad_value(table, "journal.copy-path", "needs 'journal.copies' = '2'"));
+        }
+        (_, copy) if copy.is_some() && *copy == options.journal_path => {
+            let what = "must be another folder than 'journal.path'";
+            errors.push(bad_value(table, "journal.copy-path", what));
+        }
+        _ => {}
+    }
     errors
 }
 
@@ -312,6 +343,25 @@ mod tests {
             expect![[r#"
                 'url' of table `readings` must not hold a user: use 'username' and 'password'
                 'keep-alive' of table `readings` must be from 1 s to 65535 s"#]],
+        );
+        let at = |more: &[(&'static str, &'static str)], expected: Expect| {
+            check(&[&[("url", "mqtt://b"), ("topic", "x")], more].concat(), expected);
+        };
+        at(
+            &[("journal.copies", "2")],
+            expect![
+                "'journal.copies' of table `readings` needs the folder of the second one, on another disk: 'journal.copy-path'"
+            ],
+        );
+        at(
+            &[("journal.copy-path", "/b")],
+            expect!["'journal.copy-path' of table `readings` needs 'journal.copies' = '2'"],
+        );
+        at(
+            &[("journal.copies", "2"), ("journal.path", "/b"), ("journal.copy-path", "/b")],
+            expect![
+                "'journal.copy-path' of table `readings` must be another folder than 'journal.path'"
+            ],
         );
     }
 }

@@ -11,7 +11,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -42,21 +42,26 @@ pub(super) struct Shared {
 
 /// What the broker and this slot know of each other, kept beside the journal.
 pub(super) struct Identity {
-    path: PathBuf,
+    /// One a copy of the journal.
+    paths: Vec<PathBuf>,
     client_id: String,
     /// Filter and QoS that were subscribed, if the broker confirmed it.
     subscribed: Option<String>,
 }
 
 impl Identity {
-    /// Reads it from the slot's folder, or makes it.
-    pub(super) fn open(client: &Client, folder: &Path, slot: u64) -> io::Result<Identity> {
-        let path = folder.join("session");
-        let kept = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e),
-        };
+    /// Reads it from the slot's folders, or makes it.
+    pub(super) fn open(client: &Client, folders: Vec<PathBuf>, slot: u64) -> io::Result<Identity> {
+        let paths: Vec<PathBuf> = folders.iter().map(|folder| folder.join("session")).collect();
+        let mut kept = String::new();
+        for path in &paths {
+            match std::fs::read_to_string(path) {
+                Ok(text) if kept.is_empty() => kept = text,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
         let mut lines = kept.lines().map(str::to_owned);
         let (kept_id, subscribed) = (lines.next(), lines.next());
         let client_id = match (&client.client_id, &kept_id) {
@@ -69,7 +74,7 @@ impl Identity {
         };
         // Another id is another session.
         let subscribed = subscribed.filter(|_| kept_id.as_ref() == Some(&client_id));
-        let identity = Identity { path, client_id, subscribed };
+        let identity = Identity { paths, client_id, subscribed };
         identity.keep()?;
         Ok(identity)
     }
@@ -77,10 +82,13 @@ impl Identity {
     fn keep(&self) -> io::Result<()> {
         let text =
             format!("{}\n{}", self.client_id, self.subscribed.as_deref().unwrap_or_default());
-        let aside = self.path.with_extension("tmp");
-        std::fs::write(&aside, text.trim_end())?;
-        std::fs::File::open(&aside)?.sync_all()?;
-        std::fs::rename(&aside, &self.path)
+        for path in &self.paths {
+            let aside = path.with_extension("tmp");
+            std::fs::write(&aside, text.trim_end())?;
+            std::fs::File::open(&aside)?.sync_all()?;
+            std::fs::rename(&aside, path)?;
+        }
+        Ok(())
     }
 
     fn subscribed(&mut self, what: &str) -> io::Result<()> {
@@ -307,7 +315,7 @@ impl Receiver {
         }
         let wanted = self.wanted();
         self.identity.subscribed(&wanted).map_err(|e| {
-            ConnectorError::fatal(format!("cannot write {}: {e}", self.identity.path.display()))
+            ConnectorError::fatal(format!("cannot write {}: {e}", self.identity.paths[0].display()))
         })
     }
 
