@@ -16,6 +16,7 @@ mod lifted;
 mod links;
 mod reading;
 mod recorded;
+mod saved;
 mod shard;
 mod sink;
 

@@ -139,10 +139,10 @@ pub trait Operator {
     fn restore(&mut self, parts: Vec<StatePart>) -> Result<(), OperatorError>;
 
     /// Gives the state to a checkpoint: what has changed since the last one, and the names of the
-    /// rest. By default all of it is given each time.
+    /// rest. By default the parts of a snapshot, as far as they have changed.
     fn save(&mut self, pieces: &mut dyn Pieces) -> Result<(), OperatorError> {
         for part in self.snapshot()? {
-            pieces.put(part);
+            pieces.put_changed(part);
         }
         Ok(())
     }

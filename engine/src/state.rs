@@ -53,6 +53,12 @@ pub trait Pieces {
 
     /// Gives a piece. It is written later, by another thread; the number names it from now on.
     fn put(&mut self, part: StatePart) -> PieceRef;
+
+    /// Gives one of the pieces that make up the whole state, where its owner does not know whether
+    /// it has changed: if it has not, it is named. One a kind and key groups.
+    fn put_changed(&mut self, part: StatePart) -> PieceRef {
+        self.put(part)
+    }
 }
 
 /// A piece as it is restored. Rows of other key groups than its own may be in it, and do not count.

@@ -21,14 +21,13 @@ use timely::progress::frontier::MutableAntichain;
 use super::carrier::Carrier;
 use super::exchange::{Deal, Dealer};
 use super::lifted::{FactsStream, Lifted, RowsStream, SharedCore};
-use crate::checkpoint::{Checkpointer, Owner};
+use super::saved::Saved;
 use crate::cut::EpochFacts;
 use crate::graph::{Exchange, Outlet};
 use crate::job::{JobControl, OperatorCounters};
-use crate::keys::{KeyGroups, KeyHasher, owned};
+use crate::keys::KeyHasher;
 use crate::operator::{EpochEnd, OperatorError, Output};
 use crate::rows::Delta;
-use crate::state::{PieceRef, Restored, StatePart};
 use crate::time::{Epoch, Millis};
 
 /// Gives the watermarks of an operator's inputs from those of the sources.
@@ -52,50 +51,8 @@ struct Applied {
     counters: Arc<OperatorCounters>,
     failed: bool,
     pushed: u64,
-    /// Whose pieces a checkpoint gets of it, and for which key groups.
+    /// Its part in checkpoints.
     saved: Option<Saved>,
-}
-
-/// An operator's part in checkpoints.
-struct Saved {
-    checkpoints: Arc<Checkpointer>,
-    owner: Owner,
-    key_groups: KeyGroups,
-}
-
-impl Saved {
-    /// `None` where the operator has no state here, or the job makes no checkpoints.
-    fn of(
-        control: &JobControl,
-        number: Option<usize>,
-        worker: usize,
-        peers: usize,
-    ) -> Option<Saved> {
-        let (checkpoints, owner) = (control.checkpoints()?.clone(), Owner::Operator(number?));
-        let key_groups = owned(worker, peers)?;
-        checkpoints.expect(owner.clone(), worker);
-        Some(Saved { checkpoints, owner, key_groups })
-    }
-
-    /// Gives the operator what the checkpoint has that the job goes on from.
-    fn resume(&self, core: &SharedCore, control: &JobControl) -> Result<(), OperatorError> {
-        let Some(loaded) = control.restored() else { return Ok(()) };
-        let restricted = |(piece, part): &Restored| {
-            let key_groups = part.key_groups.and(self.key_groups)?;
-            let part = StatePart { key_groups, ..part.clone() };
-            Some((PieceRef { key_groups, ..*piece }, part))
-        };
-        let pieces = loaded.pieces_of(&self.owner);
-        core.borrow_mut().resume(pieces.iter().filter_map(restricted).collect())
-    }
-
-    /// Gives a checkpoint the operator's pieces.
-    fn save(&self, epoch: Epoch, worker: usize, core: &SharedCore) -> Result<(), OperatorError> {
-        let mut pieces = self.checkpoints.collector(self.key_groups);
-        core.borrow_mut().save(&mut pieces)?;
-        self.checkpoints.give(epoch, (self.owner.clone(), worker), pieces);
-        Ok(())
-    }
 }
 
 /// The least epoch that may still come.
@@ -106,6 +63,9 @@ pub(crate) fn least(frontiers: &[MutableAntichain<Epoch>]) -> Epoch {
 
 impl Applied {
     fn push(&mut self, rows: Vec<(usize, Delta)>, out: &mut Output) -> Result<(), OperatorError> {
+        if let Some(saved) = self.saved.as_mut().filter(|_| !rows.is_empty()) {
+            saved.touch();
+        }
         let mut core = self.core.borrow_mut();
         for (port, delta) in rows {
             self.pushed += delta.len() as u64;
@@ -162,9 +122,9 @@ impl Applied {
                 }
                 self.core.borrow_mut().advance(end, &mut out)?;
                 if facts.checkpoint
-                    && let Some(saved) = &self.saved
+                    && let Some(saved) = &mut self.saved
                 {
-                    saved.save(epoch, self.worker, &self.core)?;
+                    saved.save(epoch, self.worker, &self.core, &watermarks)?;
                 }
             }
             self.send(pending.capabilities.as_deref(), out, emit);
