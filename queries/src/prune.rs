@@ -66,6 +66,14 @@ fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
     let own = needs[at].clone();
     match &nodes[at].node {
         Node::Source(_) => {}
+        Node::Deduplicate { input, keys, time, .. } => {
+            for (&column, &keyed) in &own {
+                need(nodes, needs, *input, column, keyed);
+            }
+            for &column in keys.iter().chain([time]) {
+                need(nodes, needs, *input, column, false);
+            }
+        }
         Node::RowWise { input, filter, project } => {
             if let Some(filter) = filter {
                 need_scalar(nodes, needs, *input, filter);
@@ -175,6 +183,11 @@ fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize
     let mut node = nodes[at].node.clone();
     let kept = match &mut node {
         Node::Source(source) => prune_source(source, own),
+        Node::Deduplicate { input, keys, time, .. } => {
+            let to = |c: usize| place(nodes, places, *input, c);
+            keys.iter_mut().chain([time]).for_each(|c| *c = to(*c));
+            present(places, *input)
+        }
         Node::RowWise { input, filter, project } => {
             let input = *input;
             let moved = |scalar: &mut Scalar| {

@@ -330,11 +330,12 @@ impl<'a> World<'a> {
 
 fn fill(job: &Job, data: &Data, broker: &str, topic: &str, url: &str) -> Result<String> {
     let folder = places::root().join("scenarios/truth");
-    let variables = BTreeMap::from([
+    let mut variables = BTreeMap::from([
         ("DATA", data.folder.display().to_string()),
         ("KAFKA", broker.to_owned()),
         ("TOPIC", topic.to_owned()),
     ]);
+    variables.extend(job.duplicates());
     let sink = |table: &str| {
         format!("'connector' = 'postgres', 'url' = '{url}', 'table-name' = '{PREFIX}_{table}'")
     };
