@@ -1,5 +1,4 @@
 //! What checkpoints have written, kept in memory. For tests of operators.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use weir_engine::keys::KeyGroups;
@@ -19,7 +18,7 @@ pub(crate) struct Kept {
 impl Pieces for Kept {
     fn same(&mut self, piece: PieceRef) {
         assert!(self.written.contains_key(&piece.id), "a piece that was never written");
-        let key_groups = piece.key_groups.and(self.mine.unwrap());
+        let key_groups = piece.key_groups.and(self.mine.expect("a test is sound"));
         self.named.extend(key_groups.map(|key_groups| PieceRef { key_groups, ..piece }));
     }
 
@@ -27,7 +26,7 @@ impl Pieces for Kept {
         let id = PieceId(self.written.len() as u64);
         self.put += 1;
         self.written.insert(id, part);
-        let piece = PieceRef { id, key_groups: self.mine.unwrap() };
+        let piece = PieceRef { id, key_groups: self.mine.expect("a test is sound") };
         self.named.push(piece);
         piece
     }
@@ -39,7 +38,7 @@ impl Kept {
         self.named.clear();
         for (owner, core) in cores {
             self.mine = Some(*owner);
-            core.save(self).unwrap();
+            core.save(self).expect("a test is sound");
         }
     }
 

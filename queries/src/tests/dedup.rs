@@ -142,6 +142,11 @@ fn what_is_missing_is_said() {
            = hint: declare one: WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
     "#]],
     );
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let query = "SELECT meter, kwh FROM twice";
     let both = format!("{WATERMARK}{KEY}");
     check(
         &both,
