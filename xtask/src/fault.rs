@@ -12,9 +12,11 @@
 //! not replayed: a failure may need some runs of its seed to come again. The folder of a run that
 //! failed stays, with data, logs, state and what the database had.
 //!
-//! # Limits
-//! Rows come from Kafka only. With MQTT a broker that starts again may deliver rows twice by right,
-//! so results would have to be compared without duplicates.
+//! # MQTT
+//! A broker, or a publisher, that starts again sends messages twice by right. So the table of readings
+//! says what names one (`'dedup.within'`), and results are held against those of each reading once.
+//! The publisher sends again what it doesn't know to be safe: Mosquitto saves once a second, and
+//! when it is killed forgets what it has acknowledged since.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -28,12 +30,13 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::args::Args;
 use crate::outside::Tally;
 use crate::services::{Kind, Services};
-use crate::truth::fresh_seed;
+use crate::truth::{Route, fresh_seed};
 use crate::{places, process};
 
 mod disk;
 mod kinds;
 mod proxy;
+mod publisher;
 mod random;
 mod state;
 mod weir;
@@ -43,6 +46,8 @@ use world::World;
 
 /// Rows a second that are published.
 const RATE: u64 = 20_000;
+/// The same to MQTT.
+const RATE_MQTT: u64 = 5_000;
 /// Seconds for which rows are published, where the fault itself takes no time.
 const SECONDS: u64 = 16;
 const SECONDS_CI: u64 = 12;
@@ -76,10 +81,14 @@ pub(crate) enum Fault {
     Stop,
     /// The disk under the state is full for a while.
     FullDisk,
+    /// The MQTT broker is stopped or crashes, again and again.
+    Mqtt,
+    /// The same, and kill −9.
+    MqttKill,
 }
 
 impl Fault {
-    const ALL: [Fault; 11] = [
+    const ALL: [Fault; 13] = [
         Fault::Kill,
         Fault::Checkpoint,
         Fault::Reply,
@@ -91,6 +100,8 @@ impl Fault {
         Fault::Twin,
         Fault::Stop,
         Fault::FullDisk,
+        Fault::Mqtt,
+        Fault::MqttKill,
     ];
     /// Those of CI.
     const CI: [Fault; 4] = [Fault::Kill, Fault::Checkpoint, Fault::Reply, Fault::Corrupt];
@@ -109,14 +120,36 @@ impl Fault {
             Fault::Twin => "twin",
             Fault::Stop => "stop",
             Fault::FullDisk => "full-disk",
+            Fault::Mqtt => "mqtt",
+            Fault::MqttKill => "mqtt-kill",
         }
+    }
+
+    /// Where the rows come from.
+    fn route(self) -> Route {
+        match self {
+            Fault::Mqtt | Fault::MqttKill => Route::MqttS3,
+            _ => Route::KafkaPostgres,
+        }
+    }
+
+    /// The servers that it needs.
+    fn servers(self) -> [Kind; 2] {
+        let broker = if self.route() == Route::MqttS3 { Kind::Mosquitto } else { Kind::Kafka };
+        [broker, Kind::Postgres]
+    }
+
+    /// Rows a second that are published.
+    fn rate(self, plan: &Plan) -> u64 {
+        let usual = if self.route() == Route::MqttS3 { RATE_MQTT } else { RATE };
+        plan.rate.unwrap_or(usual)
     }
 
     /// Seconds for which nothing can be done, during which rows go on coming.
     fn outage(self, plan: &Plan) -> u64 {
         match self {
             Fault::Postgres | Fault::Kafka => plan.outage,
-            Fault::FullDisk | Fault::Zombie => OUTAGE,
+            Fault::FullDisk | Fault::Zombie | Fault::Mqtt | Fault::MqttKill => OUTAGE,
             _ => 0,
         }
     }
@@ -144,7 +177,7 @@ struct Plan {
     /// Of each kind.
     runs: u64,
     seed: u64,
-    rate: u64,
+    rate: Option<u64>,
     seconds: u64,
     outage: u64,
 }
@@ -167,14 +200,20 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         faults: if faults.is_empty() { all } else { faults },
         runs: args.option("--runs")?.unwrap_or(runs),
         seed: args.option("--seed")?.unwrap_or_else(fresh_seed),
-        rate: args.option("--rate")?.unwrap_or(RATE),
+        rate: args.option("--rate")?,
         seconds,
         outage: args.option("--outage")?.unwrap_or(outage),
     };
     let record = args.option::<PathBuf>("--record")?;
     args.finish()?;
-    ensure!(plan.rate > 0, "--rate must be at least 1");
-    let mut services = Services::start(&[Kind::Kafka, Kind::Postgres])?;
+    ensure!(plan.rate != Some(0), "--rate must be at least 1");
+    let mut servers: Vec<Kind> = Vec::new();
+    for kind in plan.faults.iter().flat_map(|fault| fault.servers()) {
+        if !servers.contains(&kind) {
+            servers.push(kind);
+        }
+    }
+    let mut services = Services::start(&servers)?;
     run(&plan, &mut services, record.as_deref())?.verdict()
 }
 
@@ -185,7 +224,7 @@ pub(crate) fn ci(weir: &Path, services: &mut Services) -> Result<Tally> {
         faults: Fault::CI.to_vec(),
         runs: 1,
         seed: fresh_seed(),
-        rate: RATE,
+        rate: None,
         seconds: SECONDS_CI,
         outage: OUTAGE,
     };
@@ -305,7 +344,7 @@ fn run_once(
     let kept = folder.keep();
     fs::write(kept.join("wrong.txt"), &outcome.wrong)?;
     // A server that could not be started again must not fail the other runs.
-    for kind in [Kind::Kafka, Kind::Postgres] {
+    for kind in fault.servers() {
         if !services.runs(kind)? {
             services.revive(kind)?;
         }
