@@ -182,7 +182,7 @@ struct Plan {
     outage: u64,
 }
 
-/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] [--outage S] …`
+/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] [--seconds S] [--outage S] …`
 pub(crate) fn command(mut args: Args) -> Result<()> {
     let mut faults = Vec::new();
     while let Some(fault) = args.option("--kind")? {
@@ -201,7 +201,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         runs: args.option("--runs")?.unwrap_or(runs),
         seed: args.option("--seed")?.unwrap_or_else(fresh_seed),
         rate: args.option("--rate")?,
-        seconds,
+        seconds: args.option("--seconds")?.unwrap_or(seconds),
         outage: args.option("--outage")?.unwrap_or(outage),
     };
     let record = args.option::<PathBuf>("--record")?;
@@ -387,6 +387,7 @@ fn work(world: &mut World, fault: Fault) -> Result<()> {
     world.publish()?;
     kinds::inflict(world, fault)?;
     world.complete()?;
+    world.until_trimmed()?;
     world.weir()?.stop()
 }
 

@@ -177,11 +177,21 @@ impl<'a> World<'a> {
         Ok((0..PARTITIONS).all(|k| log.contains(&format!("{topic}/{k}/#"))))
     }
 
-    /// What the publisher said, and what the journals hold.
-    pub(super) fn tell_of_mqtt(&self) -> Result<()> {
+    /// Waits until the journals of MQTT hold no more than a restart needs, and tells of them.
+    pub(super) fn until_trimmed(&mut self) -> Result<()> {
+        if self.publisher.route != Route::MqttS3 {
+            return Ok(());
+        }
+        let folder = self.folder.join("journal");
+        // Offsets of messages that came since the older of two checkpoints are in the last two.
+        self.until("journals trimmed", START_MAX, |_| {
+            Ok(journals(&folder)?.iter().all(|segments| segments.len() <= 2))
+        })?;
+        let begins =
+            journals(&folder)?.into_iter().filter_map(|segments| segments.first().copied());
+        let begins: Vec<u64> = begins.collect();
         let said = self.publisher.said();
-        let journals = journals(&self.folder.join("journal"))?;
-        println!("    {}; {journals}", said.lines().last().unwrap_or_default());
+        println!("    {}; journals begin at {begins:?}", said.lines().last().unwrap_or_default());
         Ok(())
     }
 
@@ -382,23 +392,21 @@ fn fill(job: &Job, data: &Data, from: &Publisher, out: &Path, url: &str) -> Resu
     Filling { folder: &folder, route: from.route.name(), variables, sink: &sink }.script(job.script)
 }
 
-/// Where the journals below a folder begin and how large they are; a segment's name is the offset
-/// of its first message, and what is behind all checkpoints is gone.
-fn journals(folder: &Path) -> Result<String> {
-    let (mut begins, mut bytes) = (Vec::new(), 0);
+/// The segments of each journal below a folder: offsets of their first messages.
+fn journals(folder: &Path) -> Result<Vec<Vec<u64>>> {
+    let mut journals = Vec::new();
     for slot in fs::read_dir(folder)? {
-        let mut first: Option<u64> = None;
+        let mut segments = Vec::new();
         for file in fs::read_dir(slot?.path())? {
-            let file = file?;
-            let name = file.file_name().to_string_lossy().into_owned();
-            let Some(offset) = name.strip_suffix(".journal") else { continue };
-            let offset = offset.parse()?;
-            first = Some(first.map_or(offset, |first| first.min(offset)));
-            bytes += file.metadata()?.len();
+            let name = file?.file_name().to_string_lossy().into_owned();
+            if let Some(offset) = name.strip_suffix(".journal") {
+                segments.push(offset.parse()?);
+            }
         }
-        begins.extend(first);
+        segments.sort_unstable();
+        journals.push(segments);
     }
-    Ok(format!("journals begin at {begins:?} and have {} MB", bytes >> 20))
+    Ok(journals)
 }
 
 /// A database of this run, asked directly.
