@@ -13,8 +13,9 @@
 //! failed stays, with data, logs, state and what the database had.
 //!
 //! # MQTT
-//! A broker, or a publisher, that starts again sends messages twice by right. So the table of readings
-//! says what names one (`'dedup.within'`), and results are held against those of each reading once.
+//! A broker, or a publisher, that starts again sends messages twice by right. So the table of
+//! readings says what names one (`'dedup.within'`), and results are held against those of each
+//! reading once.
 //! The publisher sends again what it doesn't know to be safe: Mosquitto saves once a second, and
 //! when it is killed forgets what it has acknowledged since.
 
@@ -182,7 +183,7 @@ struct Plan {
     outage: u64,
 }
 
-/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] [--seconds S] [--outage S] …`
+/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] …`
 pub(crate) fn command(mut args: Args) -> Result<()> {
     let mut faults = Vec::new();
     while let Some(fault) = args.option("--kind")? {

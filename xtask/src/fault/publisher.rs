@@ -6,19 +6,41 @@ use std::process::{Child, Command};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::services::Services;
 use crate::truth::{Data, Route, own_script, tool};
 use crate::{places, process};
+
+/// Partitions of the generated data.
+pub(super) const PARTITIONS: usize = 4;
 
 /// It runs, or has run, or not yet.
 pub(super) struct Publisher {
     pub(super) route: Route,
     pub(super) broker: String,
     pub(super) topic: String,
-    pub(super) log: PathBuf,
-    pub(super) child: Option<Child>,
+    log: PathBuf,
+    child: Option<Child>,
 }
 
 impl Publisher {
+    /// To the broker of a route. A topic of Kafka is made, so that the reader can be there first.
+    pub(super) fn to(
+        route: Route,
+        services: &Services,
+        topic: String,
+        log: PathBuf,
+    ) -> Result<Publisher> {
+        let broker = match route {
+            Route::MqttS3 => services.var("WEIR_TEST_MQTT")?,
+            _ => services.var("WEIR_TEST_KAFKA")?,
+        };
+        if route == Route::KafkaPostgres {
+            let mut make = own_script("kafka_topic.py");
+            process::quietly(make.args([&broker, &topic, &PARTITIONS.to_string()]))?;
+        }
+        Ok(Publisher { route, broker, topic, log, child: None })
+    }
+
     /// Begins to publish so many rows a second.
     pub(super) fn start(&mut self, data: &Data, rate: u64) -> Result<()> {
         let mut publish = match self.route {

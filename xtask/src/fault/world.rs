@@ -11,17 +11,16 @@ use anyhow::{Context, Result, bail};
 
 use super::disk::SmallDisk;
 use super::proxy::Proxy;
-use super::publisher::Publisher;
+use super::publisher::{PARTITIONS, Publisher};
 use super::random::Random;
 use super::weir::{Start, Weir};
 use super::{Fault, Plan};
 use crate::services::{Kind, Services};
-use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge, own_script};
+use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge};
 use crate::{places, process};
 
 /// Each start has another number of workers.
 const WORKERS: [usize; 3] = [1, 3, 2];
-const PARTITIONS: usize = 4;
 const PREFIX: &str = "fault";
 const POLL: Duration = Duration::from_millis(100);
 /// A look costs the machine half a second of Python; Weir needs that time more.
@@ -99,17 +98,7 @@ impl<'a> World<'a> {
         let data = Data::generate(&asked.for_route(route), &folder.join("data"))?;
         let name = format!("fault_{}_{seed}", fault.name().replace('-', "_"));
         let database = Database::make(&services.var("WEIR_TEST_POSTGRES")?, &name)?;
-        let broker = match route {
-            Route::MqttS3 => services.var("WEIR_TEST_MQTT")?,
-            _ => services.var("WEIR_TEST_KAFKA")?,
-        };
-        if route == Route::KafkaPostgres {
-            process::quietly(own_script("kafka_topic.py").args([
-                &broker,
-                &name,
-                &PARTITIONS.to_string(),
-            ]))?;
-        }
+        let publisher = Publisher::to(route, services, name, folder.join("publish.log"))?;
         let proxy = match fault {
             Fault::Reply | Fault::ReplyCut => Some(Proxy::before(database.server()?)?),
             _ => None,
@@ -124,8 +113,6 @@ impl<'a> World<'a> {
             None => database.url.clone(),
         };
         let script = folder.join("script.sql");
-        let log = folder.join("publish.log");
-        let publisher = Publisher { route, broker, topic: name, child: None, log };
         fs::write(&script, fill(job, &data, &publisher, &folder, &url)?)?;
         let disk = match fault {
             Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
