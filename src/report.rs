@@ -36,6 +36,9 @@ pub struct OperatorReport {
     pub failed: u64,
     /// Rows older than the versions that a table keeps.
     pub versions_gone: u64,
+    /// Rows left out because a row of their key had passed.
+    #[serde(default)]
+    pub duplicates: u64,
 }
 
 /// Counters of a sink.
@@ -112,6 +115,7 @@ impl JobReport {
                 late_idle: get(&c.late_idle),
                 failed: get(&c.failed),
                 versions_gone: get(&c.versions_gone),
+                duplicates: get(&c.duplicates),
             };
             (name, report)
         });
@@ -180,6 +184,7 @@ impl JobReport {
             mine.1.late_idle += theirs.1.late_idle;
             mine.1.failed += theirs.1.failed;
             mine.1.versions_gone += theirs.1.versions_gone;
+            mine.1.duplicates += theirs.1.duplicates;
         }
         for (mine, theirs) in self.sinks.iter_mut().zip(&other.sinks) {
             mine.1.accepted += theirs.1.accepted;
@@ -212,6 +217,7 @@ impl JobReport {
             let late = o.late_straggler + o.late_idle;
             let said = [
                 (o.fired, "fired"),
+                (o.duplicates, "duplicates"),
                 (late, "late"),
                 (o.failed, "failed"),
                 (o.versions_gone, "older than the versions kept"),

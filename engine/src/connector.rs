@@ -198,7 +198,7 @@ impl Connectors {
 }
 
 /// Options that every source understands; the engine reads them, connectors let them pass.
-pub const ENGINE_SOURCE_OPTIONS: [OptionDoc; 7] = [
+pub const ENGINE_SOURCE_OPTIONS: [OptionDoc; 8] = [
     OptionDoc {
         key: "scan.watermark.idle-timeout",
         kind: "duration",
@@ -243,5 +243,14 @@ pub const ENGINE_SOURCE_OPTIONS: [OptionDoc; 7] = [
         kind: "duration",
         default: Some("1 day"),
         doc: "How far behind the watermark a versioned table keeps old versions.",
+    },
+    OptionDoc {
+        key: "dedup.within",
+        kind: "duration",
+        default: Some("none"),
+        doc: "Of the rows with one PRIMARY KEY only the first is read: as long as the watermark is \
+              not this far beyond its event time. A row that is this far behind is late: counted, \
+              and not read. It needs a WATERMARK. A copy of a row in another split may come \
+              through in its place; copies are taken to be equal.",
     },
 ];

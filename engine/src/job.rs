@@ -83,6 +83,8 @@ pub struct OperatorCounters {
     pub late_idle: AtomicU64,
     /// Rows older than the versions that are kept.
     pub versions_gone: AtomicU64,
+    /// Rows left out because a row of their key had passed.
+    pub duplicates: AtomicU64,
     /// Rows that an expression failed for.
     pub failed: AtomicU64,
 }
@@ -94,6 +96,7 @@ impl OperatorCounters {
         add(&self.late_straggler, counts.late_straggler);
         add(&self.late_idle, counts.late_idle);
         add(&self.versions_gone, counts.versions_gone);
+        add(&self.duplicates, counts.duplicates);
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Counts {
     pub late_idle: u64,
     /// Rows of a stream for which a temporal table no longer holds a version that old.
     pub versions_gone: u64,
+    /// Rows left out because a row of their key had passed.
+    pub duplicates: u64,
 }
 
 /// Why an operator cannot go on. All of them end the job.

@@ -1,6 +1,9 @@
 //! Operator cores: windows, joins, enrichment, deduplication, and the aggregates they keep.
 
 pub mod aggregates;
+pub mod dedup;
+#[cfg(test)]
+mod kept;
 mod late;
 pub mod rowwise;
 pub mod session;

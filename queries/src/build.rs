@@ -10,6 +10,7 @@ use weir_engine::graph::{
 };
 use weir_engine::operator::{Operator, OperatorError};
 use weir_operators::aggregates::AggregateCall;
+use weir_operators::dedup::{Deduplicate, DeduplicateSpec};
 use weir_operators::rowwise::{RowWise, RowWiseSpec};
 use weir_operators::session::{SessionAggregate, SessionAggregateSpec};
 use weir_operators::temporal::{
@@ -171,6 +172,9 @@ impl Builder<'_> {
                 let core = self.row_wise(*input, filter.as_ref(), project.as_deref(), output)?;
                 (core, vec![(self.edge(*input), Exchange::Stay)])
             }
+            Node::Deduplicate { input, keys, .. } => {
+                (self.deduplicate(node)?, vec![keyed(self.edge(*input), keys)])
+            }
             Node::Window { input, keys, .. } => {
                 let mut edge = self.edge(*input);
                 if let Some(before) = self.pre_aggregate(node, &output)? {
@@ -189,6 +193,15 @@ impl Builder<'_> {
             }
         };
         Ok(self.graph.operator(core, inputs))
+    }
+
+    fn deduplicate(&self, node: &Node) -> Result<Box<dyn Operator>, BuildError> {
+        let Node::Deduplicate { input, keys, time, within } = node else {
+            unreachable!("asked for a deduplication")
+        };
+        let (input, keys) = (self.schema(*input), keys.clone());
+        let spec = DeduplicateSpec { keys, time: *time, within: *within, input };
+        Ok(Box::new(Deduplicate::new(spec)?))
     }
 
     fn row_wise(
@@ -349,6 +362,9 @@ pub(crate) fn check(plan: &JobPlan) -> Result<(), BuildError> {
                     source.table.schema().fields().iter().cloned().collect::<Vec<Arc<Field>>>(),
                 ));
                 compile_all(source.compute.as_deref().unwrap_or_default(), &read)?;
+            }
+            Node::Deduplicate { .. } => {
+                builder.deduplicate(&node.node)?;
             }
             Node::RowWise { input, filter, project } => {
                 builder.row_wise(*input, filter.as_ref(), project.as_deref(), output)?;

@@ -107,6 +107,15 @@ fn describe(plan: &JobPlan, node: &Node, connectors: &Connectors) -> String {
             }
             line
         }
+        Node::Deduplicate { input, keys, time, within } => {
+            let names = names(plan, *input);
+            format!(
+                "Deduplicate by [{}] within {} of {}: each key once, rows further behind are late",
+                list(&names, keys),
+                in_words(*within),
+                list(&names, &[*time])
+            )
+        }
         Node::RowWise { input, filter, project } => {
             let names = names(plan, *input);
             let mut line = String::new();

@@ -136,6 +136,17 @@ pub struct CallPlan {
 pub enum Node {
     /// Reads a table.
     Source(Box<SourcePlan>),
+    /// Lets the first row of each key pass.
+    Deduplicate {
+        /// Its input: a source.
+        input: Input,
+        /// Key columns.
+        keys: Vec<usize>,
+        /// Event-time column.
+        time: usize,
+        /// `dedup.within`.
+        within: Millis,
+    },
     /// Filters and projects.
     RowWise {
         /// Its input.

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::plan::{Input, Node, PlanNode, Port, Scalar, SourcePlan};
+use crate::plan::{CallPlan, Input, Node, PlanNode, Port, Scalar, SourcePlan};
 
 /// By node, the columns that are read, each with whether it is a key of someone.
 type Needs = Vec<BTreeMap<usize, bool>>;
@@ -62,10 +62,19 @@ fn need_scalar(nodes: &[PlanNode], needs: &mut Needs, input: Input, scalar: &Sca
     scalar.for_each_column(&mut |column| need(nodes, needs, input, column, false));
 }
 
+/// What is read of a node is read of its input.
+fn pass_on(nodes: &[PlanNode], needs: &mut Needs, own: &BTreeMap<usize, bool>, input: Input) {
+    own.iter().for_each(|(&column, &keyed)| need(nodes, needs, input, column, keyed));
+}
+
 fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
     let own = needs[at].clone();
     match &nodes[at].node {
         Node::Source(_) => {}
+        Node::Deduplicate { input, keys, time, .. } => {
+            pass_on(nodes, needs, &own, *input);
+            keys.iter().chain([time]).for_each(|&c| need(nodes, needs, *input, c, false));
+        }
         Node::RowWise { input, filter, project } => {
             if let Some(filter) = filter {
                 need_scalar(nodes, needs, *input, filter);
@@ -116,11 +125,7 @@ fn collect(nodes: &[PlanNode], at: usize, needs: &mut Needs) {
             join_needs(nodes, needs, &own, (*left, *right), fixed_left, fixed_right);
         }
         Node::Union { inputs } => {
-            for &input in inputs {
-                for (&column, &keyed) in &own {
-                    need(nodes, needs, input, column, keyed);
-                }
-            }
+            inputs.iter().for_each(|&input| pass_on(nodes, needs, &own, input));
         }
         Node::Sink { input, .. } => {
             for column in 0..nodes[input.node].columns.len() {
@@ -175,6 +180,11 @@ fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize
     let mut node = nodes[at].node.clone();
     let kept = match &mut node {
         Node::Source(source) => prune_source(source, own),
+        Node::Deduplicate { input, keys, time, .. } => {
+            let to = |c: usize| place(nodes, places, *input, c);
+            keys.iter_mut().chain([time]).for_each(|c| *c = to(*c));
+            present(places, *input)
+        }
         Node::RowWise { input, filter, project } => {
             let input = *input;
             let moved = |scalar: &mut Scalar| {
@@ -192,23 +202,9 @@ fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize
             }
         }
         Node::Window { input, time, keys, calls, .. } => {
-            let input = *input;
-            let to = |c: usize| place(nodes, places, input, c);
-            *time = to(*time);
-            keys.iter_mut().for_each(|k| *k = to(*k));
-            let first = keys.len() + 2;
-            let mut kept: Vec<usize> = (0..first).collect();
-            let mut chosen = Vec::new();
-            for (i, mut call) in std::mem::take(calls).into_iter().enumerate() {
-                if own.contains_key(&(first + i)) {
-                    let scalars = call.arguments.iter_mut().chain(&mut call.filter);
-                    scalars.for_each(|s| s.move_columns(&to));
-                    chosen.push(call);
-                    kept.push(first + i);
-                }
-            }
-            *calls = chosen;
-            kept
+            let to = |c: usize| place(nodes, places, *input, c);
+            keys.iter_mut().chain([time]).for_each(|c| *c = to(*c));
+            prune_calls(calls, keys.len() + 2, own, &to)
         }
         Node::TemporalJoin {
             left, right, left_keys, right_keys, left_time, right_time, ..
@@ -236,6 +232,27 @@ fn rewrite(nodes: &mut [PlanNode], at: usize, needs: &Needs, places: &[Vec<usize
         Node::Sink { .. } => Vec::new(),
     };
     nodes[at].node = node;
+    kept
+}
+
+/// Keeps the calls that are read; the columns of their window, of which `first` come before them.
+fn prune_calls(
+    calls: &mut Vec<CallPlan>,
+    first: usize,
+    own: &BTreeMap<usize, bool>,
+    to: &impl Fn(usize) -> usize,
+) -> Vec<usize> {
+    let mut kept: Vec<usize> = (0..first).collect();
+    let mut chosen = Vec::new();
+    for (i, mut call) in std::mem::take(calls).into_iter().enumerate() {
+        if own.contains_key(&(first + i)) {
+            let scalars = call.arguments.iter_mut().chain(&mut call.filter);
+            scalars.for_each(|s| s.move_columns(to));
+            chosen.push(call);
+            kept.push(first + i);
+        }
+    }
+    *calls = chosen;
     kept
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod corpora;
+mod dedup;
 mod errors;
 mod expressions;
 mod plans;

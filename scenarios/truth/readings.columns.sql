@@ -9,7 +9,7 @@ CREATE TABLE readings (
   device ROW<fw STRING, rssi INT>,
   `split` STRING METADATA,
   `offset` BIGINT METADATA,
-  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND${KEY}
 ) WITH (
   'connector' = 'filesystem',
   'path' = '${DATA}/readings.parquet',
@@ -17,5 +17,5 @@ CREATE TABLE readings (
   'split.by' = 'columns',
   'split.column' = 'split',
   'offset.column' = 'offset',
-  'arrival.column' = 'arrival'
+  'arrival.column' = 'arrival'${WITHIN}
 );

@@ -9,13 +9,13 @@ CREATE TABLE readings (
   device ROW<fw STRING, rssi INT>,
   `split` STRING METADATA,
   `offset` BIGINT METADATA,
-  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND${KEY}
 ) WITH (
   'connector' = 'filesystem',
   'path' = '${LINES}',
   'format' = 'json',
   'json.timestamp-format.standard' = 'ISO-8601',
-  'dead-letter.table' = 'bad'
+  'dead-letter.table' = 'bad'${WITHIN}
 );
 
 CREATE TABLE bad (

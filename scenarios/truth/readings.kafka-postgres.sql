@@ -9,7 +9,7 @@ CREATE TABLE readings (
   device ROW<fw STRING, rssi INT>,
   `split` STRING METADATA,
   `offset` BIGINT METADATA,
-  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+  WATERMARK FOR ts AS ts - INTERVAL '5' SECOND${KEY}
 ) WITH (
   'connector' = 'kafka',
   'topic' = '${TOPIC}',
@@ -18,7 +18,7 @@ CREATE TABLE readings (
   'scan.watermark.idle-timeout' = '1 h',
   'format' = 'json',
   'json.timestamp-format.standard' = 'ISO-8601',
-  'dead-letter.table' = 'bad'
+  'dead-letter.table' = 'bad'${WITHIN}
 );
 
 CREATE TABLE bad (

@@ -12,9 +12,12 @@
 //! not replayed: a failure may need some runs of its seed to come again. The folder of a run that
 //! failed stays, with data, logs, state and what the database had.
 //!
-//! # Limits
-//! Rows come from Kafka only. With MQTT a broker that starts again may deliver rows twice by right,
-//! so results would have to be compared without duplicates.
+//! # MQTT
+//! A broker, or a publisher, that starts again sends messages twice by right. So the table of
+//! readings says what names one (`'dedup.within'`), and results are held against those of each
+//! reading once.
+//! The publisher sends again what it doesn't know to be safe: Mosquitto saves once a second, and
+//! when it is killed forgets what it has acknowledged since.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -28,12 +31,13 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::args::Args;
 use crate::outside::Tally;
 use crate::services::{Kind, Services};
-use crate::truth::fresh_seed;
+use crate::truth::{Route, fresh_seed};
 use crate::{places, process};
 
 mod disk;
 mod kinds;
 mod proxy;
+mod publisher;
 mod random;
 mod sets;
 mod state;
@@ -44,6 +48,8 @@ use world::World;
 
 /// Rows a second that are published.
 const RATE: u64 = 20_000;
+/// The same to MQTT.
+const RATE_MQTT: u64 = 5_000;
 /// Seconds for which rows are published, where the fault itself takes no time.
 const SECONDS: u64 = 16;
 const SECONDS_CI: u64 = 12;
@@ -83,10 +89,14 @@ pub(crate) enum Fault {
     Hang,
     /// The disk of one process of several is lost; the state is on S3.
     LostDisk,
+    /// The MQTT broker is stopped or crashes, again and again.
+    Mqtt,
+    /// The same, and kill −9.
+    MqttKill,
 }
 
 impl Fault {
-    const ALL: [Fault; 14] = [
+    const ALL: [Fault; 16] = [
         Fault::Kill,
         Fault::Checkpoint,
         Fault::Reply,
@@ -101,6 +111,8 @@ impl Fault {
         Fault::Child,
         Fault::Hang,
         Fault::LostDisk,
+        Fault::Mqtt,
+        Fault::MqttKill,
     ];
     /// Those of CI.
     const CI: [Fault; 5] =
@@ -123,14 +135,37 @@ impl Fault {
             Fault::Child => "child",
             Fault::Hang => "hang",
             Fault::LostDisk => "lost-disk",
+            Fault::Mqtt => "mqtt",
+            Fault::MqttKill => "mqtt-kill",
         }
+    }
+
+    /// Where the rows come from.
+    fn route(self) -> Route {
+        match self {
+            Fault::Mqtt | Fault::MqttKill => Route::MqttS3,
+            _ => Route::KafkaPostgres,
+        }
+    }
+
+    /// The servers that it needs.
+    fn servers(self) -> Vec<Kind> {
+        let broker = if self.route() == Route::MqttS3 { Kind::Mosquitto } else { Kind::Kafka };
+        let store = (self == Fault::LostDisk).then_some(Kind::S3);
+        [broker, Kind::Postgres].into_iter().chain(store).collect()
+    }
+
+    /// Rows a second that are published.
+    fn rate(self, plan: &Plan) -> u64 {
+        let usual = if self.route() == Route::MqttS3 { RATE_MQTT } else { RATE };
+        plan.rate.unwrap_or(usual)
     }
 
     /// Seconds for which nothing can be done, during which rows go on coming.
     fn outage(self, plan: &Plan) -> u64 {
         match self {
             Fault::Postgres | Fault::Kafka => plan.outage,
-            Fault::FullDisk | Fault::Zombie => OUTAGE,
+            Fault::FullDisk | Fault::Zombie | Fault::Mqtt | Fault::MqttKill => OUTAGE,
             Fault::Hang => OUTAGE * 2,
             _ => 0,
         }
@@ -164,12 +199,12 @@ struct Plan {
     /// Of each kind.
     runs: u64,
     seed: u64,
-    rate: u64,
+    rate: Option<u64>,
     seconds: u64,
     outage: u64,
 }
 
-/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] [--outage S] …`
+/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] …`
 pub(crate) fn command(mut args: Args) -> Result<()> {
     let mut faults = Vec::new();
     while let Some(fault) = args.option("--kind")? {
@@ -187,14 +222,20 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         faults: if faults.is_empty() { all } else { faults },
         runs: args.option("--runs")?.unwrap_or(runs),
         seed: args.option("--seed")?.unwrap_or_else(fresh_seed),
-        rate: args.option("--rate")?.unwrap_or(RATE),
-        seconds,
+        rate: args.option("--rate")?,
+        seconds: args.option("--seconds")?.unwrap_or(seconds),
         outage: args.option("--outage")?.unwrap_or(outage),
     };
     let record = args.option::<PathBuf>("--record")?;
     args.finish()?;
-    ensure!(plan.rate > 0, "--rate must be at least 1");
-    let mut services = Services::start(&[Kind::Kafka, Kind::Postgres, Kind::S3])?;
+    ensure!(plan.rate != Some(0), "--rate must be at least 1");
+    let mut servers: Vec<Kind> = Vec::new();
+    for kind in plan.faults.iter().flat_map(|fault| fault.servers()) {
+        if !servers.contains(&kind) {
+            servers.push(kind);
+        }
+    }
+    let mut services = Services::start(&servers)?;
     run(&plan, &mut services, record.as_deref())?.verdict()
 }
 
@@ -205,7 +246,7 @@ pub(crate) fn ci(weir: &Path, services: &mut Services) -> Result<Tally> {
         faults: Fault::CI.to_vec(),
         runs: 1,
         seed: fresh_seed(),
-        rate: RATE,
+        rate: None,
         seconds: SECONDS_CI,
         outage: OUTAGE,
     };
@@ -325,7 +366,7 @@ fn run_once(
     let kept = folder.keep();
     fs::write(kept.join("wrong.txt"), &outcome.wrong)?;
     // A server that could not be started again must not fail the other runs.
-    for kind in [Kind::Kafka, Kind::Postgres] {
+    for kind in fault.servers() {
         if !services.runs(kind)? {
             services.revive(kind)?;
         }
@@ -368,6 +409,7 @@ fn work(world: &mut World, fault: Fault) -> Result<()> {
     world.publish()?;
     kinds::inflict(world, fault)?;
     world.complete()?;
+    world.until_trimmed()?;
     world.weir()?.stop()
 }
 

@@ -37,15 +37,15 @@ cargo xtask COMMAND
   truth                 results against computed answers
       --path files|columns|kafka-postgres|mqtt-s3     or --set ci|full
       --seed S --meters N --minutes M --warmup M --edges --faults X --late-max S
-      --jobs tumble5m,region1m,hop,theft,sessions --weir-args '-w 2'
+      --jobs tumble5m,tumble5m_dedup,region1m,region1m_dedup,hop,theft,sessions --weir-args '-w 2'
       --weir PATH --keep DIR --report FILE
   throttled             50 000 rows/s into a link of 100 rows/s: memory stands still, nothing is lost
       --seconds S --weir-args '-w 2' --weir PATH
   fault                 kills, outages and lost replies under load: the results stay equal
       --kind K (again and again) or --set ci|full
       K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk child hang
-         lost-disk
-      --runs N --seed S --rate ROWS/S --outage S --weir PATH --record FILE
+         lost-disk mqtt mqtt-kill
+      --runs N --seed S --rate ROWS/S --seconds S --outage S --weir PATH --record FILE
   latency               from a Kafka broker to a SELECT and to a consumer, 10 000 rows/s, exactly once
       --seconds S --rate ROWS/S --weir-args '-w 2' --weir PATH
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores

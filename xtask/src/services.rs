@@ -180,7 +180,14 @@ impl Services {
         process::wait(&mut server.child, Some(STOP_MAX)).map(|_| ())
     }
 
-    /// Starts a server that has crashed, on the same ports and data.
+    /// Stops a server in order.
+    pub(crate) fn stop(&mut self, kind: Kind) -> Result<()> {
+        let server = self.server(kind)?;
+        process::signal(server.child.id(), server.stop_signal);
+        process::wait(&mut server.child, Some(STOP_MAX)).map(|_| ())
+    }
+
+    /// Starts a server that has been stopped or has crashed, on the same ports and data.
     pub(crate) fn revive(&mut self, kind: Kind) -> Result<()> {
         let server = self.server(kind)?;
         server.child = (server.launch)().with_context(|| format!("{} again", kind.name()))?;

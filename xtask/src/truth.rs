@@ -97,14 +97,30 @@ pub(crate) struct Job {
     pub(crate) late_counted: Option<&'static str>,
 }
 
+impl Job {
+    /// What its table of readings says of duplicates: the places KEY and WITHIN.
+    pub(crate) fn duplicates(&self) -> [(&'static str, String); 2] {
+        let (key, within) = match self.script.ends_with("_dedup") {
+            true => (
+                ",\n  PRIMARY KEY (meter_id, ts, seq) NOT ENFORCED",
+                ",\n  'dedup.within' = '10 min'",
+            ),
+            false => ("", ""),
+        };
+        [("KEY", key.to_owned()), ("WITHIN", within.to_owned())]
+    }
+}
+
 /// All jobs. `bad` is the dead-letter table.
-pub(crate) const JOBS: [Job; 5] = [
+pub(crate) const JOBS: [Job; 7] = [
     Job { script: "tumble5m", kinds: &["tumble5m", "late", "bad"], late_counted: Some("late") },
     Job {
         script: "region1m",
         kinds: &["region1m", "late_region1m"],
         late_counted: Some("late_region1m"),
     },
+    Job { script: "tumble5m_dedup", kinds: &["tumble5m_dedup"], late_counted: None },
+    Job { script: "region1m_dedup", kinds: &["region1m_dedup"], late_counted: None },
     Job { script: "hop", kinds: &["hop"], late_counted: None },
     Job { script: "theft", kinds: &["theft", "late_theft"], late_counted: None },
     Job { script: "sessions", kinds: &["sessions", "late_sessions"], late_counted: None },

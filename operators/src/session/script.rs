@@ -301,7 +301,8 @@ pub(crate) fn play(make: Make<'_>, feeds: &[Feed], cuts: &Cuts) -> Played {
     played
 }
 
-fn watermark(feed: &Feed, taken: &[usize]) -> Millis {
+/// W of a feed of which so many rows are taken of each split.
+pub(crate) fn watermark(feed: &Feed, taken: &[usize]) -> Millis {
     let splits = || feed.splits.iter().zip(taken);
     if splits().all(|(split, &taken)| taken == split.len()) {
         return MARK_END;
@@ -330,6 +331,7 @@ fn note(played: &mut Played, outs: Vec<Output>, out_mark: Millis) {
         sum.late_straggler += more.late_straggler;
         sum.late_idle += more.late_idle;
         sum.versions_gone += more.versions_gone;
+        sum.duplicates += more.duplicates;
     }
     played.late.sort();
     played.epochs.push(rows);

@@ -149,9 +149,17 @@ impl Planner<'_> {
             let hint = "declare PRIMARY KEY (…) NOT ENFORCED";
             return Err(Diagnostic::new(join.factor.span, message).hint(hint));
         }
+        if let Some((option, _)) = table.option("dedup.within") {
+            let name = table.name();
+            let message = format!(
+                "`{name}` is joined FOR SYSTEM_TIME AS OF: its rows are versions of their PRIMARY \
+                 KEY, but 'dedup.within' would drop all but the first"
+            );
+            let hint = "leave 'dedup.within' out: a version that comes twice changes nothing";
+            return Err(Diagnostic::new(option.span, message).hint(hint));
+        }
         let condition = self.condition(&left, &right, join)?;
-        let key = |name: &str| table.columns.iter().position(|c| c.name == name).unwrap_or(0);
-        let keys: Vec<usize> = table.ast.primary_key.iter().map(|n| key(&n.text)).collect();
+        let keys = table.places(&table.ast.primary_key);
         let missing = |column: usize| {
             let (name, of) = (&right.scope[column].name, table.name());
             let message =

@@ -37,8 +37,12 @@ impl Planner<'_> {
             max_drift: self.duration(table, "scan.watermark.alignment.max-drift")?,
             advance_after: self.duration(table, "watermark.advance-after")?,
         };
-        let columns = table.columns.iter().map(super::ScopeColumn::plan).collect();
-        let input = self.add(Node::Source(Box::new(plan)), columns);
+        let columns: Vec<_> = table.columns.iter().map(super::ScopeColumn::plan).collect();
+        let mut input = self.add(Node::Source(Box::new(plan)), columns.clone());
+        if let (Some(within), Some((time, _))) = (table.dedup_within, table.time) {
+            let keys = table.places(&table.ast.primary_key);
+            input = self.add(Node::Deduplicate { input, keys, time, within }, columns);
+        }
         let relation = Relation {
             input,
             scope: table.columns.clone(),
@@ -175,9 +179,10 @@ impl Job {
 pub(crate) fn inputs_of(node: &Node) -> Vec<Input> {
     match node {
         Node::Source(_) => Vec::new(),
-        Node::RowWise { input, .. } | Node::Window { input, .. } | Node::Sink { input, .. } => {
-            vec![*input]
-        }
+        Node::Deduplicate { input, .. }
+        | Node::RowWise { input, .. }
+        | Node::Window { input, .. }
+        | Node::Sink { input, .. } => vec![*input],
         Node::TemporalJoin { left, right, .. } | Node::WindowVersionJoin { left, right, .. } => {
             vec![*left, *right]
         }

@@ -25,6 +25,8 @@ pub(crate) struct Table {
     pub(crate) time: Option<(usize, Millis)>,
     /// Columns that an INSERT fills: places among `read`.
     pub(crate) writable: Vec<usize>,
+    /// `dedup.within`.
+    pub(crate) dedup_within: Option<Millis>,
 }
 
 impl Table {
@@ -61,6 +63,12 @@ impl Table {
             keyed: Vec::new(),
             pushed: Vec::new(),
         }
+    }
+
+    /// Where columns are that exist, among those that queries see.
+    pub(crate) fn places(&self, names: &[Name]) -> Vec<usize> {
+        let place = |name: &Name| self.columns.iter().position(|c| c.name == name.text);
+        names.iter().filter_map(place).collect()
     }
 
     /// The columns that an INSERT fills.
@@ -101,7 +109,8 @@ impl Planner<'_> {
             });
         }
         let (columns, compute) = self.computed(&ast, &read)?;
-        let mut table = Table { ast, read, columns, compute, time: None, writable };
+        let mut table =
+            Table { ast, read, columns, compute, time: None, writable, dedup_within: None };
         self.watermark(&mut table)?;
         for name in table.ast.primary_key.iter().chain(&table.ast.partitioned_by) {
             if !table.columns.iter().any(|c| c.name == name.text) {
@@ -113,7 +122,35 @@ impl Planner<'_> {
                 return Err(Diagnostic::new(name.span, message).meant(&name.text, names));
             }
         }
+        table.dedup_within = self.dedup_within(&table)?;
         Ok(table)
+    }
+
+    /// How long keys are remembered, if duplicates are to go.
+    fn dedup_within(&self, table: &Table) -> Bound<Option<Millis>> {
+        let key = "dedup.within";
+        let Some((option, value)) = table.option(key) else { return Ok(None) };
+        let name = table.name();
+        if table.ast.primary_key.is_empty() {
+            let message =
+                format!("'{key}' needs a PRIMARY KEY on `{name}`: rows of one key are one");
+            let hint = "declare what names a row: PRIMARY KEY (id, ts) NOT ENFORCED";
+            return Err(Diagnostic::new(option.span, message).hint(hint));
+        }
+        if table.time.is_none() {
+            let message = format!("'{key}' needs a WATERMARK on `{name}`: it is in event time");
+            let hint = "declare one: WATERMARK FOR ts AS ts - INTERVAL '5' SECOND";
+            return Err(Diagnostic::new(option.span, message).hint(hint));
+        }
+        match self.duration(table, key)? {
+            Some(0) => {
+                let message = format!("'{key}' must be longer than '{}'", value.text);
+                let hint =
+                    "duplicates that come later than this behind the watermark are not known";
+                Err(Diagnostic::new(value.span, message).hint(hint))
+            }
+            within => Ok(within),
+        }
     }
 
     fn computed(

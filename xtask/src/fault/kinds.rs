@@ -20,6 +20,8 @@ const FLIPS: usize = 3;
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a folder is looked at, to be there before the manifest is.
 const WATCH: Duration = Duration::from_micros(300);
+/// After this a broker has saved what it was told.
+const SAVED: Duration = Duration::from_secs(5);
 /// How long a disk is full.
 const FULL: Duration = Duration::from_secs(5);
 
@@ -32,6 +34,7 @@ pub(super) fn inflict(world: &mut World, fault: Fault) -> Result<()> {
         Fault::ReplyCut => reply_cut(world),
         Fault::Postgres => outage(world, Kind::Postgres),
         Fault::Kafka => outage(world, Kind::Kafka),
+        Fault::Mqtt | Fault::MqttKill => mqtt(world, fault == Fault::MqttKill),
         Fault::Corrupt => corrupt(world),
         Fault::Zombie => zombie(world),
         Fault::Twin => twin(world),
@@ -178,6 +181,45 @@ fn outage(world: &mut World, kind: Kind) -> Result<()> {
     }
     world.services.revive(kind)?;
     if killed { world.start() } else { Ok(()) }
+}
+
+/// The MQTT broker goes, by turns in order and by crashing, and comes back with what it has saved;
+/// with `kills`, weir is killed too: with the broker, or by itself.
+fn mqtt(world: &mut World, kills: bool) -> Result<()> {
+    // A broker that crashes before it has saved the sessions would forget weir.
+    world.work(SAVED)?;
+    while goes_on(world)? {
+        let time = world.random.millis(300, 3_000);
+        world.work(time)?;
+        let (broker, weir) = match world.random.below(3) {
+            _ if !kills => (true, false),
+            0 => (true, true),
+            1 => (true, false),
+            _ => (false, true),
+        };
+        if broker {
+            if world.faults.is_multiple_of(2) {
+                world.services.crash(Kind::Mosquitto)?;
+            } else {
+                world.services.stop(Kind::Mosquitto)?;
+            }
+            world.faults += 1;
+            let away = world.random.millis(0, 2_000);
+            world.work(away)?;
+        }
+        if weir {
+            world.kill()?;
+        }
+        if broker {
+            let away = world.random.millis(0, 1_000);
+            thread::sleep(away);
+            world.services.revive(Kind::Mosquitto)?;
+        }
+        if weir {
+            world.start()?;
+        }
+    }
+    Ok(())
 }
 
 /// Flips a byte of the newest checkpoint between a kill and the next start.

@@ -1,9 +1,9 @@
 //! One run's surroundings: fresh data, a topic and a database of its own, and the job in them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,18 +11,18 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::disk::SmallDisk;
 use super::proxy::Proxy;
+use super::publisher::{PARTITIONS, Publisher};
 use super::random::Random;
 use super::weir::{Start, Weir};
 use super::{Fault, Plan};
-use crate::services::Services;
-use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge, own_script, tool};
+use crate::services::{Kind, Services};
+use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge};
 use crate::{places, process};
 
 /// Each start has another number of workers.
 const WORKERS: [usize; 3] = [1, 3, 2];
 /// Processes and workers of those that run as a set.
 const SETS: [(usize, usize); 3] = [(2, 1), (3, 1), (2, 2)];
-const PARTITIONS: &str = "4";
 const PREFIX: &str = "fault";
 const POLL: Duration = Duration::from_millis(100);
 /// A look costs the machine half a second of Python; Weir needs that time more.
@@ -43,6 +43,12 @@ const JOBS: [Job; 3] = [
     Job { script: "tumble5m", kinds: &["tumble5m", "late", "bad"], late_counted: None },
     Job { script: "theft", kinds: &["theft", "late_theft", "bad"], late_counted: None },
     Job { script: "region1m", kinds: &["region1m", "late_region1m", "bad"], late_counted: None },
+];
+
+/// The same from MQTT, where messages come twice by right: of each reading the first counts.
+const JOBS_MQTT: [Job; 2] = [
+    Job { script: "tumble5m_dedup", kinds: &["tumble5m_dedup"], late_counted: None },
+    Job { script: "region1m_dedup", kinds: &["region1m_dedup"], late_counted: None },
 ];
 
 /// Everything of one run.
@@ -85,16 +91,17 @@ impl<'a> World<'a> {
         seed: u64,
         folder: PathBuf,
     ) -> Result<World<'a>> {
-        let job = &JOBS[(seed % JOBS.len() as u64) as usize];
-        let rows = plan.rate * (plan.seconds + fault.outage(plan)) * fault.times();
+        let route = fault.route();
+        let jobs: &[Job] = if route == Route::MqttS3 { &JOBS_MQTT } else { &JOBS };
+        let job = &jobs[(seed % jobs.len() as u64) as usize];
+        let rows = fault.rate(plan) * (plan.seconds + fault.outage(plan)) * fault.times();
         let meters = u32::try_from(rows.div_ceil(ROWS_A_METER))?.max(100);
         let asked =
             Asked { meters, minutes: MINUTES, warmup_minutes: WARMUP_MINUTES, ..Asked::full(seed) };
-        let data = Data::generate(&asked, &folder.join("data"))?;
+        let data = Data::generate(&asked.for_route(route), &folder.join("data"))?;
         let name = format!("fault_{}_{seed}", fault.name().replace('-', "_"));
         let database = Database::make(&services.var("WEIR_TEST_POSTGRES")?, &name)?;
-        let broker = services.var("WEIR_TEST_KAFKA")?;
-        process::quietly(own_script("kafka_topic.py").args([&broker, &name, PARTITIONS]))?;
+        let publisher = Publisher::to(route, services, name.clone(), folder.join("publish.log"))?;
         let proxy = match fault {
             Fault::Reply | Fault::ReplyCut => Some(Proxy::before(database.server()?)?),
             _ => None,
@@ -109,7 +116,7 @@ impl<'a> World<'a> {
             None => database.url.clone(),
         };
         let script = folder.join("script.sql");
-        fs::write(&script, fill(job, &data, &broker, &name, &url)?)?;
+        fs::write(&script, fill(job, &data, &publisher, &folder, &url)?)?;
         let disk = match fault {
             Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
             _ => None,
@@ -120,8 +127,6 @@ impl<'a> World<'a> {
         };
         let state = disk.as_ref().map_or(folder.join("state"), |disk| disk.outside.join("state"));
         let state = remote.as_ref().map_or(state, |remote| remote.folder.clone());
-        let publisher =
-            Publisher { broker, topic: name, child: None, log: folder.join("publish.log") };
         Ok(World {
             plan,
             services,
@@ -153,7 +158,37 @@ impl<'a> World<'a> {
 
     /// Begins to publish.
     pub(super) fn publish(&mut self) -> Result<()> {
-        self.publisher.start(&self.data, self.plan.rate)
+        if self.publisher.route == Route::MqttS3 {
+            self.until("subscribed", START_MAX, |world| world.is_subscribed())?;
+        }
+        self.publisher.start(&self.data, self.fault.rate(self.plan))
+    }
+
+    /// Whether the MQTT broker has seen a subscription to each partition: its log names them. What
+    /// is published before that is for nobody.
+    fn is_subscribed(&self) -> Result<bool> {
+        let log = fs::read(self.services.log(Kind::Mosquitto))?;
+        let log = String::from_utf8_lossy(&log);
+        let topic = &self.publisher.topic;
+        Ok((0..PARTITIONS).all(|k| log.contains(&format!("{topic}/{k}/#"))))
+    }
+
+    /// Waits until the journals of MQTT hold no more than a restart needs, and tells of them.
+    pub(super) fn until_trimmed(&mut self) -> Result<()> {
+        if self.publisher.route != Route::MqttS3 {
+            return Ok(());
+        }
+        let folder = self.folder.join("journal");
+        // Offsets of messages that came since the older of two checkpoints are in the last two.
+        self.until("journals trimmed", START_MAX, |_| {
+            Ok(journals(&folder)?.iter().all(|segments| segments.len() <= 2))
+        })?;
+        let begins =
+            journals(&folder)?.into_iter().filter_map(|segments| segments.first().copied());
+        let begins: Vec<u64> = begins.collect();
+        let said = self.publisher.said();
+        println!("    {}; journals begin at {begins:?}", said.lines().last().unwrap_or_default());
+        Ok(())
     }
 
     /// Whether rows still come in.
@@ -342,7 +377,7 @@ impl<'a> World<'a> {
             Results::Postgres { url: self.database.url.clone(), prefix: PREFIX.to_owned() };
         let work = self.folder.join("judged");
         let mut all = Vec::new();
-        for verdict in judge(&self.data, self.job, Route::KafkaPostgres, &results, &work) {
+        for verdict in judge(&self.data, self.job, self.publisher.route, &results, &work) {
             let equal = verdict.equal;
             all.push(verdict);
             if quickly && !equal {
@@ -364,18 +399,20 @@ impl<'a> World<'a> {
     }
 }
 
-fn fill(job: &Job, data: &Data, broker: &str, topic: &str, url: &str) -> Result<String> {
+fn fill(job: &Job, data: &Data, from: &Publisher, out: &Path, url: &str) -> Result<String> {
     let folder = places::root().join("scenarios/truth");
-    let variables = BTreeMap::from([
+    let mut variables = BTreeMap::from([
         ("DATA", data.folder.display().to_string()),
-        ("KAFKA", broker.to_owned()),
-        ("TOPIC", topic.to_owned()),
+        ("OUT", out.display().to_string()),
+        ("KAFKA", from.broker.clone()),
+        ("MQTT", from.broker.clone()),
+        ("TOPIC", from.topic.clone()),
     ]);
+    variables.extend(job.duplicates());
     let sink = |table: &str| {
         format!("'connector' = 'postgres', 'url' = '{url}', 'table-name' = '{PREFIX}_{table}'")
     };
-    let route = Route::KafkaPostgres.name();
-    Filling { folder: &folder, route, variables, sink: &sink }.script(job.script)
+    Filling { folder: &folder, route: from.route.name(), variables, sink: &sink }.script(job.script)
 }
 
 /// A state in a bucket, with the logs on disks of this machine.
@@ -406,43 +443,21 @@ impl Remote {
     }
 }
 
-/// The program that publishes.
-struct Publisher {
-    broker: String,
-    topic: String,
-    child: Option<Child>,
-    log: PathBuf,
-}
-
-impl Publisher {
-    fn start(&mut self, data: &Data, rate: u64) -> Result<()> {
-        let mut publish = tool("publish.py")?;
-        publish.arg(&data.folder).args(["kafka", "--to", &self.broker, "--topic", &self.topic]);
-        publish.args(["--rate", &rate.to_string(), "--patience", "300"]);
-        let log = File::create(&self.log)?;
-        publish.stdout(log.try_clone()?).stderr(log);
-        self.child = Some(process::spawn(&mut publish)?);
-        Ok(())
-    }
-
-    /// Whether it has published everything; that it fails is an error.
-    fn has_ended(&mut self) -> Result<bool> {
-        let child = self.child.as_mut().context("nothing is published")?;
-        let Some(status) = child.try_wait()? else { return Ok(false) };
-        let said = || fs::read_to_string(&self.log).unwrap_or_default();
-        ensure!(status.success(), "publish.py ended with {}: {}", process::ended(status), said());
-        Ok(true)
-    }
-}
-
-impl Drop for Publisher {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child
-            && matches!(child.try_wait(), Ok(None))
-        {
-            process::end(child);
+/// The segments of each journal below a folder: offsets of their first messages.
+fn journals(folder: &Path) -> Result<Vec<Vec<u64>>> {
+    let mut journals = Vec::new();
+    for slot in fs::read_dir(folder)? {
+        let mut segments = Vec::new();
+        for file in fs::read_dir(slot?.path())? {
+            let name = file?.file_name().to_string_lossy().into_owned();
+            if let Some(offset) = name.strip_suffix(".journal") {
+                segments.push(offset.parse()?);
+            }
         }
+        segments.sort_unstable();
+        journals.push(segments);
     }
+    Ok(journals)
 }
 
 /// A database of this run, asked directly.

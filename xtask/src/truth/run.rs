@@ -112,6 +112,7 @@ fn fill(setting: &Setting, job: &Job, out: &Path) -> Result<String> {
         ("OUT", text(out)),
         ("TOPIC", setting.topic(job)),
     ]);
+    variables.extend(job.duplicates());
     for (name, variable) in [("KAFKA", "WEIR_TEST_KAFKA"), ("MQTT", "WEIR_TEST_MQTT")] {
         if let Ok(value) = setting.var(variable) {
             variables.insert(name, value);

@@ -99,8 +99,9 @@ mod tests {
         let variables: BTreeMap<_, _> = names.map(|name| (name, "x".to_owned())).into();
         for route in super::super::Route::ALL {
             for job in super::super::JOBS {
-                let (variables, sink) =
+                let (mut variables, sink) =
                     (variables.clone(), |_: &str| "'connector' = 'x'".to_owned());
+                variables.extend(job.duplicates());
                 let filling =
                     Filling { folder: &folder, route: route.name(), variables, sink: &sink };
                 assert!(filling.script(job.script)?.contains("INSERT INTO"));

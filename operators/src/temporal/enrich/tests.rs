@@ -166,7 +166,7 @@ fn rows_wait_for_the_table_and_come_in_order_of_time() {
            a 30 102 - - -
         4: c 40 104 - - -
            a 41 105 a 40 104
-        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0 }
+        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0, duplicates: 0 }
     "#]]
     .assert_eq(&text(&played(&spec(false, true, true, 1000), &feeds, &one(1, 1))));
     expect![[r#"
@@ -174,7 +174,7 @@ fn rows_wait_for_the_table_and_come_in_order_of_time() {
         1: a 10 100 a 5 100
            b0 12 101 b0 12 101
         2: a 41 105 a 40 104
-        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0 }
+        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0, duplicates: 0 }
     "#]]
     .assert_eq(&text(&played(&spec(false, true, false, 1000), &feeds, &one(2, 2))));
 }
@@ -190,7 +190,7 @@ fn as_of_the_epoch_the_last_row_counts_and_its_deletion() {
         2: a 2 102 - - - !1@0/2
            a 3 103 - - - !2@0/3
         3: a 4 104 a 1 104 !3@0/4
-        Counts { fired: 0, late_straggler: 0, late_idle: 0, versions_gone: 0 }
+        Counts { fired: 0, late_straggler: 0, late_idle: 0, versions_gone: 0, duplicates: 0 }
     "#]]
     .assert_eq(&text(&played(&spec(false, false, true, 0), &feeds, &one(1, 1))));
 }
@@ -208,7 +208,7 @@ fn a_row_older_than_what_is_kept_is_counted_unless_its_version_is_known() {
            a 25 102 a 20 102 !100@0/2
            a 100 100 a 99 103
         3: c 1 104 - - - !100@0/4
-        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 1 }
+        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 1, duplicates: 0 }
     "#]]
     .assert_eq(&text(&played(&spec(false, true, true, 30), &feeds, &one(1, 1))));
 }

@@ -129,7 +129,7 @@ fn readings_wait_for_their_window_and_come_in_order() {
         c 60 105 - - -
 
         late ["a 9 106 straggler 45 36 !45@0/6"]
-        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0 }
+        Counts { fired: 0, late_straggler: 1, late_idle: 0, versions_gone: 0, duplicates: 0 }
     "#]]
     .assert_eq(&format!("{}\nlate {:?}\n{:?}\n", epochs.join("\n"), got.late, got.counts));
 }

@@ -2,61 +2,15 @@
 //! and the rest by name; now and then other cores, fewer or more, go on from what was saved last.
 
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 use weir_engine::keys::{KeyGroups, owned};
-use weir_engine::state::{PieceId, PieceRef, Pieces, Restored, StatePart};
 
 use super::laws::{Case, cases, epoch, fresh, oracle, stream};
 use super::*;
-
-/// What checkpoints have written, and what the last one names.
-#[derive(Default)]
-struct Store {
-    written: BTreeMap<PieceId, StatePart>,
-    named: Vec<PieceRef>,
-    mine: Option<KeyGroups>,
-    put: usize,
-}
-
-impl Pieces for Store {
-    fn same(&mut self, piece: PieceRef) {
-        assert!(self.written.contains_key(&piece.id), "a piece that was never written");
-        let key_groups = piece.key_groups.and(self.mine.unwrap());
-        self.named.extend(key_groups.map(|key_groups| PieceRef { key_groups, ..piece }));
-    }
-
-    fn put(&mut self, part: StatePart) -> PieceRef {
-        let id = PieceId(self.written.len() as u64);
-        self.put += 1;
-        self.written.insert(id, part);
-        let piece = PieceRef { id, key_groups: self.mine.unwrap() };
-        self.named.push(piece);
-        piece
-    }
-}
-
-impl Store {
-    fn save(&mut self, cores: &mut [(KeyGroups, WindowAggregate)]) {
-        self.named.clear();
-        for (owner, core) in cores {
-            self.mine = Some(*owner);
-            core.save(self).unwrap();
-        }
-    }
-
-    fn restored(&self, mine: KeyGroups) -> Vec<Restored> {
-        let restored = |piece: &PieceRef| {
-            let key_groups = piece.key_groups.and(mine)?;
-            let part = StatePart { key_groups, ..self.written[&piece.id].clone() };
-            Some((PieceRef { key_groups, ..*piece }, part))
-        };
-        self.named.iter().filter_map(restored).collect()
-    }
-}
+use crate::kept::Kept;
 
 fn through_restarts(case: &Case) -> Vec<(Vec<String>, Vec<String>)> {
     let mut cores = vec![(KeyGroups::ALL, fresh(case))];
-    let (mut store, mut all) = (Store::default(), Vec::new());
+    let (mut store, mut all) = (Kept::default(), Vec::new());
     for (at, (rows, watermark)) in stream(case).into_iter().enumerate() {
         all.push(epoch(&mut cores, case, &rows, watermark));
         store.save(&mut cores);
@@ -85,7 +39,7 @@ proptest! {
 fn a_pane_is_written_once() {
     let shape = WindowShape::Hop { size: 40, slide: 10, offset: 0 };
     let mut cores = vec![(KeyGroups::ALL, window(shape, &[0], &["rows"], false))];
-    let mut store = Store::default();
+    let mut store = Kept::default();
     let mut written = Vec::new();
     for pane in 0..6 {
         let ts = pane * 10 + 3;
