@@ -43,7 +43,7 @@ use weir_engine::time::MARK_NONE;
 
 use distinct::DistinctValues;
 pub use interner::KeyInterner;
-pub(crate) use narrow::{narrow, widened};
+pub(crate) use narrow::{constant, narrow, widened};
 pub use saved::Form;
 use states::{Feed, Kind, State};
 

@@ -46,12 +46,25 @@ fn one_run(length: usize, value: i64) -> Option<ArrayRef> {
     Some(Arc::new(run))
 }
 
+/// The integer that a column of one run has everywhere.
+pub(crate) fn constant(column: &ArrayRef) -> Option<i64> {
+    let runs = column.as_any().downcast_ref::<RunArray<Int32Type>>()?;
+    let values = runs.values().as_primitive_opt::<Int64Type>()?;
+    match values.values()[..] {
+        [only] if values.null_count() == 0 => Some(only),
+        _ => None,
+    }
+}
+
 /// The integers of a column as [`narrow`] makes it, or of 64 bits. `None`: no such column.
 pub(crate) fn widened(column: &ArrayRef) -> Option<ScalarBuffer<i64>> {
     macro_rules! wide {
         ($of:ty) => {
             column.as_primitive::<$of>().values().iter().map(|&value| i64::from(value)).collect()
         };
+    }
+    if let Some(only) = constant(column) {
+        return Some(vec![only; column.len()].into());
     }
     if column.logical_null_count() > 0 {
         return None;

@@ -24,7 +24,9 @@ use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Int32Array, Int64Array
 use arrow::datatypes::{DataType, i256};
 use std::sync::Arc;
 
-use super::narrow::{bytes_column, low_zeros, narrow, narrow_bytes, widened, widened_bytes};
+use super::narrow::{
+    bytes_column, constant, low_zeros, narrow, narrow_bytes, widened, widened_bytes,
+};
 use super::states::{Kind, State};
 
 const BYTES_16: DataType = DataType::FixedSizeBinary(16);
@@ -172,6 +174,7 @@ impl State {
         let numbers = |n: usize| widened(&columns[n]);
         let wide = |n: usize| widened_bytes::<16>(&columns[n]);
         match self {
+            State::Count(_) if constant(&columns[0]) == Some(0) => {}
             State::Count(cells) => {
                 let counts = numbers(0)?;
                 at().for_each(|(row, group)| cells[group] += counts[row]);
@@ -193,21 +196,24 @@ impl State {
             }
             State::FloatSum(sums) => {
                 let (counts, mantissas) = (numbers(0)?, wide(1)?);
-                let exponents = exponents(&columns[2])?;
+                let exponents = Exponents::of(&columns[2])?;
                 let rests = Rests::of(&columns[3])?;
                 for (row, group) in at() {
                     let rest = rests.get(row);
-                    let sum = (i128::from_le_bytes(mantissas[row]), exponents[row], rest);
+                    let sum = (i128::from_le_bytes(mantissas[row]), exponents.get(row), rest);
                     sums.load(group, counts[row], sum)?;
                 }
             }
             State::Squares(sums) => {
                 let mantissas = widened_bytes::<32>(&columns[0])?;
-                let exponents = exponents(&columns[1])?;
+                let exponents = Exponents::of(&columns[1])?;
                 let rests = Rests::of(&columns[2])?;
                 for (row, group) in at() {
                     let rest = rests.get(row);
-                    sums.load(group, (i256::from_le_bytes(mantissas[row]), exponents[row], rest))?;
+                    sums.load(
+                        group,
+                        (i256::from_le_bytes(mantissas[row]), exponents.get(row), rest),
+                    )?;
                 }
             }
             State::Extremes(cells) => {
@@ -259,8 +265,28 @@ impl Rests<'_> {
     }
 }
 
-fn exponents(column: &ArrayRef) -> Option<Vec<i32>> {
-    let sound =
-        |&exponent: &i64| (-100_000..100_000).contains(&exponent).then_some(exponent as i32);
-    widened(column)?.iter().map(sound).collect()
+/// Powers of two: one for all rows, or one each.
+enum Exponents {
+    All(i32),
+    Each(Vec<i32>),
+}
+
+impl Exponents {
+    fn of(column: &ArrayRef) -> Option<Exponents> {
+        let sound =
+            |exponent: i64| (-100_000..100_000).contains(&exponent).then_some(exponent as i32);
+        if let Some(only) = constant(column) {
+            return sound(only).map(Exponents::All);
+        }
+        let each = widened(column)?;
+        each.iter().map(|&exponent| sound(exponent)).collect::<Option<_>>().map(Exponents::Each)
+    }
+
+    #[inline(always)]
+    fn get(&self, row: usize) -> i32 {
+        match self {
+            Exponents::All(exponent) => *exponent,
+            Exponents::Each(exponents) => exponents[row],
+        }
+    }
 }

@@ -29,7 +29,7 @@ use super::panes::{Bucket, Waiting};
 use super::slide::Running;
 use super::state::{GROUPS, LoadedBuckets, unreadable};
 use super::tables::{FOREIGN, KeyTables, LoadedTables, SavedIn, TableName};
-use super::tables::{gaps, label, labelled, numbers};
+use super::tables::{gaps, label, labelled, members};
 use crate::aggregates::{Accumulators, Form};
 
 /// What these pieces are called.
@@ -123,11 +123,7 @@ impl WindowAggregate {
         }
         let states: Vec<usize> = (1..expected).collect();
         let states = rows.project(&states)?;
-        let mut ids = Vec::with_capacity(rows.num_rows());
-        for number in numbers(rows.column(0), 0)? {
-            let id = own.get(number as usize).filter(|&&id| id <= FOREIGN);
-            ids.push(*id.ok_or_else(|| unreadable("a number that no key has"))?);
-        }
+        let mut ids = members(rows.column(0), own)?;
         if !ids.contains(&FOREIGN) {
             return Ok((states, ids));
         }

@@ -33,7 +33,7 @@ use weir_engine::state::{PieceRef, Pieces};
 
 use super::panes::Bucket;
 use super::state::unreadable;
-use crate::aggregates::{KeyInterner, narrow, widened};
+use crate::aggregates::{KeyInterner, constant, narrow, widened};
 
 /// What these pieces are called.
 pub(super) const KEYS: &str = "keys";
@@ -315,8 +315,19 @@ pub(super) fn gaps(numbers: &[u32], first: u32) -> ArrayRef {
     narrow(&numbers.iter().map(gap).collect::<Vec<_>>())
 }
 
+/// The ids that a bucket's numbers stand for.
+pub(super) fn members(gaps: &ArrayRef, own: &[u32]) -> Result<Vec<u32>, OperatorError> {
+    let ids: Option<Vec<u32>> = if constant(gaps) == Some(0) {
+        own.get(..gaps.len()).map(<[u32]>::to_vec)
+    } else {
+        numbers(gaps, 0)?.into_iter().map(|number| own.get(number as usize).copied()).collect()
+    };
+    let ids = ids.filter(|ids| !ids.contains(&NONE));
+    ids.ok_or_else(|| unreadable("a number that no key has"))
+}
+
 /// The inverse of [`gaps`].
-pub(super) fn numbers(gaps: &ArrayRef, first: u32) -> Result<Vec<u32>, OperatorError> {
+fn numbers(gaps: &ArrayRef, first: u32) -> Result<Vec<u32>, OperatorError> {
     let wrong = || unreadable("a column of numbers does not fit");
     let mut next = first;
     let mut numbers = Vec::with_capacity(gaps.len());
