@@ -202,6 +202,24 @@ fn keys_that_come_and_go_leave_the_tables() {
 }
 
 #[test]
+fn a_table_is_given_up_when_most_of_its_keys_are_gone() {
+    let (mut cores, mut store) = (vec![sliding(KeyGroups::ALL)], Store::default());
+    for pane in 0..60 {
+        let keys = named_keys(pane * 700..pane * 700 + 900);
+        feed(&mut cores, pane as Millis * 10 + 3, &keys);
+        store.save(&mut cores);
+        // A table with a number for each key that ever was would end at 700 a pane.
+        let parts = store.named.iter().map(|piece| &store.written[&piece.id].rows);
+        let said = parts.filter_map(|rows| rows.schema_ref().metadata().get("weir.keys").cloned());
+        for said in said.map(|said| serde_json::from_str::<serde_json::Value>(&said).unwrap()) {
+            assert!(said["end"].as_u64() < Some(20_000), "{said} at pane {pane}");
+        }
+    }
+    let (pieces, rows) = store.sizes("keys");
+    assert!(rows < 30_000 && pieces < 40, "{rows} keys in {pieces} pieces");
+}
+
+#[test]
 fn a_few_fresh_keys_at_a_time_make_few_pieces() {
     let (mut cores, mut store) = (vec![sliding(KeyGroups::ALL)], Store::default());
     let mut written = 0;
