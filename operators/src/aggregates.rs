@@ -27,6 +27,7 @@ mod exact;
 mod extremes;
 mod finish;
 mod interner;
+mod narrow;
 mod saved;
 mod states;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use weir_engine::time::MARK_NONE;
 
 use distinct::DistinctValues;
 pub use interner::KeyInterner;
+pub(crate) use narrow::{constant, narrow, widened};
 pub use saved::Form;
 use states::{Feed, Kind, State};
 
@@ -413,6 +415,13 @@ impl Accumulators {
     /// The state of `groups` as a set of its own, group n of it from `groups[n]`, which is empty
     /// then.
     pub fn split_off(&mut self, groups: &[u32]) -> Result<Accumulators, OperatorError> {
+        let split = self.pick(groups)?;
+        self.clear(groups);
+        Ok(split)
+    }
+
+    /// The same, but the groups stay as they are.
+    pub fn pick(&self, groups: &[u32]) -> Result<Accumulators, OperatorError> {
         let pick = |source: &Source| {
             let states = source.states.iter().map(|(kind, state)| (*kind, state.pick(groups)));
             Ok::<_, OperatorError>(Source {
@@ -422,15 +431,13 @@ impl Accumulators {
                 states: states.collect(),
             })
         };
-        let split = Accumulators {
+        Ok(Accumulators {
             expressions: self.expressions.clone(),
             sources: self.sources.iter().map(pick).collect::<Result<_, _>>()?,
             calls: self.calls.clone(),
             row_count: self.row_count,
             len: groups.len(),
-        };
-        self.clear(groups);
-        Ok(split)
+        })
     }
 
     /// Adds states written by [`Self::state`], row by row, to `groups`, which must have cells.

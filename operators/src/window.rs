@@ -26,9 +26,11 @@
 
 mod panes;
 mod partial;
+mod pieces;
 mod shape;
 mod slide;
 mod state;
+mod tables;
 #[cfg(test)]
 mod tests;
 

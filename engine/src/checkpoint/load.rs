@@ -5,6 +5,7 @@ use arrow::compute::concat_batches;
 use arrow::ipc::reader::StreamReader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{FORMAT, Manifest, Member, Name, Owner, PieceRecord, in_force};
@@ -127,36 +128,85 @@ fn load(
     let partly = matches!(wanted, Wanted::Of(_));
     let read_in = manifest.pieces.iter().filter(|piece| !partly || wanted.takes(piece));
     let files: BTreeSet<&String> = read_in.map(|piece| &piece.file).collect();
+    let files: Vec<&String> = files.into_iter().collect();
     let mut pieces: BTreeMap<Owner, Vec<Restored>> = BTreeMap::new();
-    for file in files {
-        let Some(bytes) = store.objects().get(file)? else {
-            return Ok(Err(format!("its file {file} is gone")));
-        };
-        for piece in manifest.pieces.iter().filter(|piece| piece.file == *file) {
-            let (id, key_groups) = (piece.id, piece.key_groups);
-            let content = checked(piece, &bytes);
-            let read = match content {
-                Ok(content) if wanted.takes(piece) => {
-                    decode(content).map(Some).map_err(|e| format!("cannot be read: {e}"))
-                }
-                content => content.map(|_| None),
-            };
-            match read {
-                Ok(None) => {}
-                Ok(Some(rows)) => {
-                    let part = StatePart { kind: lasting(&piece.kind), key_groups, rows };
-                    let named = PieceRef { id, key_groups };
-                    pieces.entry(piece.owner.clone()).or_default().push((named, part));
-                }
-                Err(reason) => {
-                    let (id, offset) = (id.0, piece.offset);
-                    let what = format!("piece {id} in {file} at byte {offset} {reason}");
-                    return Ok(Err(what));
-                }
+    for read in in_parallel(&files, |file| read_file(store, &manifest, file, wanted)) {
+        match read? {
+            Ok(read) => {
+                read.into_iter()
+                    .for_each(|(owner, one)| pieces.entry(owner).or_default().push(one));
             }
+            Err(reason) => return Ok(Err(reason)),
         }
     }
     Ok(Ok(Loaded { manifest, pieces: Mutex::new(pieces) }))
+}
+
+/// Files that are read at a time at the most.
+const READERS_MAX: usize = 4;
+
+/// What `one` gives for each item, in their order, by several threads.
+fn in_parallel<T: Sync, R: Send>(items: &[T], one: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let taken = std::iter::from_fn(|| {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            items.get(at).map(|item| (at, one(item)))
+        });
+        taken.collect::<Vec<_>>()
+    };
+    let mut done = std::thread::scope(|scope| {
+        let others = (1..threads.min(READERS_MAX).min(items.len())).map(|_| scope.spawn(work));
+        let others: Vec<_> = others.collect();
+        let mut done = work();
+        for other in others {
+            match other.join() {
+                Ok(more) => done.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        done
+    });
+    done.sort_unstable_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+type Pieces = Vec<(Owner, Restored)>;
+
+/// The pieces of a file.
+fn read_file(
+    store: &JobStore,
+    manifest: &Manifest,
+    file: &String,
+    wanted: Wanted,
+) -> Result<Result<Pieces, String>, ConnectorError> {
+    let Some(bytes) = store.objects().get(file)? else {
+        return Ok(Err(format!("its file {file} is gone")));
+    };
+    let mut pieces = Vec::new();
+    for piece in manifest.pieces.iter().filter(|piece| piece.file == *file) {
+        let (id, key_groups) = (piece.id, piece.key_groups);
+        let read = match checked(piece, &bytes) {
+            Ok(content) if wanted.takes(piece) => {
+                decode(content).map(Some).map_err(|e| format!("cannot be read: {e}"))
+            }
+            content => content.map(|_| None),
+        };
+        match read {
+            Ok(None) => {}
+            Ok(Some(rows)) => {
+                let part = StatePart { kind: lasting(&piece.kind), key_groups, rows };
+                let named = PieceRef { id, key_groups };
+                pieces.push((piece.owner.clone(), (named, part)));
+            }
+            Err(reason) => {
+                let (id, offset) = (id.0, piece.offset);
+                return Ok(Err(format!("piece {id} in {file} at byte {offset} {reason}")));
+            }
+        }
+    }
+    Ok(Ok(pieces))
 }
 
 /// A manifest from its bytes.

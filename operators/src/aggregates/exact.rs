@@ -513,7 +513,7 @@ impl FloatSums {
         if cell.sum == 0 && !cell.beside {
             return (0, 0, None);
         }
-        if !cell.beside && form == Form::AsKept {
+        if !cell.beside && form != Form::Equal {
             return (cell.sum, 32 * cell.bin - UNIT, None);
         }
         if !cell.beside {
@@ -530,9 +530,14 @@ impl FloatSums {
 
     /// Adds `count` and a sum as [`FloatSums::save`] gave it. `None`: not such a sum.
     pub(super) fn load(&mut self, group: usize, count: i64, sum: Exact<i128, &[u8]>) -> Option<()> {
-        let (mantissa, exponent, rest) = sum;
+        let (mut mantissa, mut exponent, rest) = sum;
         let cell = &mut self.cells[group];
         cell.count += count;
+        // To the unit of a bin, where there is room.
+        let up = (exponent + UNIT) & 31;
+        if mantissa.unsigned_abs().leading_zeros() as i32 > up + 1 {
+            (mantissa, exponent) = (mantissa << up, exponent - up);
+        }
         match cell.sum.checked_add(mantissa) {
             Some(sum) if 32 * cell.bin - UNIT == exponent => cell.sum = sum,
             _ if mantissa == 0 => {}
@@ -650,7 +655,7 @@ impl SquareSums {
         if cell.sum == i256::ZERO && !cell.beside {
             return (i256::ZERO, 0, None);
         }
-        if !cell.beside && form == Form::AsKept {
+        if !cell.beside && form != Form::Equal {
             return (cell.sum, 64 * cell.bin - SQUARE_UNIT, None);
         }
         if !cell.beside {

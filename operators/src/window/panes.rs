@@ -14,13 +14,19 @@
 //! Per key and bucket its cells and 8 bytes; while a bucket takes rows also a table from key to
 //! slot, dense (4 bytes a key of the operator) once a sixteenth of all keys are in it, hashed
 //! before; and 4 bytes a key where slots are reserved.
+//!
+//! # Packed
+//! A bucket that a checkpoint brings back inside the running window stays as it was read, in
+//! columns, until it leaves: only then do its groups get slots. So a restart costs one addition a
+//! group, and each slide behind it the slots of one bucket.
 
+use arrow::array::RecordBatch;
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
 use weir_engine::operator::OperatorError;
-use weir_engine::state::PieceRef;
 use weir_engine::time::Millis;
 
+use super::tables::{KeyTables, SavedIn};
 use crate::aggregates::{Accumulators, KeyInterner};
 
 /// No slot.
@@ -83,6 +89,8 @@ impl Slots {
 #[derive(Debug)]
 pub(super) struct Keys {
     pub(super) interner: KeyInterner,
+    /// Their numbers in the pieces of checkpoints.
+    pub(super) tables: KeyTables,
     references: Vec<u32>,
     /// Keys that have references, and how many they lately were at most.
     referenced: usize,
@@ -91,7 +99,13 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn new(interner: KeyInterner) -> Keys {
-        Keys { interner, references: Vec::new(), referenced: 0, peak: 0 }
+        Keys {
+            interner,
+            tables: KeyTables::default(),
+            references: Vec::new(),
+            referenced: 0,
+            peak: 0,
+        }
     }
 
     /// Makes room for keys interned since.
@@ -127,9 +141,18 @@ impl Keys {
         if self.interner.len() <= 2 * self.peak + 1024 {
             return;
         }
-        let idle = |&id: &u32| self.references[id as usize] == 0;
-        let gone: Vec<u32> = self.interner.ordered().iter().copied().filter(idle).collect();
-        self.interner.free(&gone);
+        self.free_idle(|_, _| true);
+    }
+
+    /// Frees keys that nothing refers to and that are not wanted.
+    pub(super) fn free_idle(&mut self, gone: impl Fn(&KeyInterner, u32) -> bool) {
+        self.settle();
+        let idle: Vec<u32> = (self.interner.ordered().iter().copied())
+            .filter(|&id| self.references[id as usize] == 0)
+            .collect();
+        let idle: Vec<u32> = idle.into_iter().filter(|&id| gone(&self.interner, id)).collect();
+        self.tables.forget(&idle);
+        self.interner.free(&idle);
     }
 }
 
@@ -140,14 +163,16 @@ pub(super) struct Bucket {
     pub(super) pane: Millis,
     /// End of the first window that these rows enter.
     pub(super) entry: Millis,
-    /// Keys, and their slots.
+    /// Keys, and their slots: those of the first ones, where some are packed.
     pub(super) keys: Vec<u32>,
     pub(super) slots: Vec<u32>,
+    /// The states of the other keys, in their order.
+    packed: Vec<RecordBatch>,
     lookup: Lookup,
     /// By key the slot that is reserved for it.
     reserved: Vec<u32>,
     /// The pieces of a checkpoint that hold all of it; none once it has changed.
-    pub(super) saved: Vec<PieceRef>,
+    pub(super) saved: Vec<SavedIn>,
 }
 
 #[derive(Debug)]
@@ -170,6 +195,7 @@ impl Bucket {
             entry,
             keys: Vec::new(),
             slots: Vec::new(),
+            packed: Vec::new(),
             lookup,
             reserved: Vec::new(),
             saved: Vec::new(),
@@ -251,6 +277,46 @@ impl Bucket {
                 table.insert_unique(hash(key), place, |&p| hash(self.keys[p as usize]));
             }
         }
+    }
+
+    /// Adds keys that the bucket has not, with the columns of their states. The bucket takes no
+    /// more rows.
+    pub(super) fn adopt_packed(&mut self, members: &[u32], states: RecordBatch, keys: &mut Keys) {
+        members.iter().for_each(|&key| keys.hold(key));
+        self.keys.extend(members);
+        self.packed.push(states);
+    }
+
+    /// Whether groups are packed.
+    pub(super) fn is_packed(&self) -> bool {
+        !self.packed.is_empty()
+    }
+
+    /// Adds the states that are packed to a set of accumulators, those of key n to `into[n]`.
+    pub(super) fn add_packed(
+        &self,
+        accumulators: &mut Accumulators,
+        into: &[u32],
+    ) -> Result<(), OperatorError> {
+        let mut rest = &into[self.slots.len()..];
+        for states in &self.packed {
+            let (some, others) = rest.split_at(states.num_rows());
+            accumulators.restore(some, states.columns())?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Gives slots to what is packed.
+    pub(super) fn unpack(&mut self, slots: &mut Slots) -> Result<(), OperatorError> {
+        if self.is_packed() {
+            let mut all = self.slots.clone();
+            all.extend((self.slots.len()..self.keys.len()).map(|_| slots.take()));
+            slots.settle();
+            self.add_packed(&mut slots.accumulators, &all)?;
+            (self.slots, self.packed) = (all, Vec::new());
+        }
+        Ok(())
     }
 
     /// The bucket without its table: it takes no more rows.

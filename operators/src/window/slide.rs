@@ -151,11 +151,14 @@ impl Running {
     /// Adds a bucket.
     pub(super) fn enter(
         &mut self,
-        bucket: Bucket,
+        mut bucket: Bucket,
         shape: WindowShape,
         slots: &mut Slots,
         keys: &mut Keys,
     ) -> Result<(), OperatorError> {
+        if !matches!(self, Running::Evicting(_)) {
+            bucket.unpack(slots)?;
+        }
         match self {
             Running::Evicting(running) => running.enter(bucket, slots),
             Running::Stacks(running) => running.enter(&bucket, slots, keys),
@@ -180,7 +183,8 @@ impl Running {
                 while let Some(first) = running.inside.first_entry()
                     && leaves(first.key().0)
                 {
-                    let bucket = first.remove();
+                    let mut bucket = first.remove();
+                    bucket.unpack(slots)?;
                     running.evict(&bucket, slots, keys)?;
                 }
             }
@@ -306,7 +310,8 @@ impl Evicting {
         };
         let into: Vec<u32> = bucket.keys.iter().map(running).collect();
         slots.settle();
-        slots.accumulators.merge_within(&bucket.slots, &into)?;
+        slots.accumulators.merge_within(&bucket.slots, &into[..bucket.slots.len()])?;
+        bucket.add_packed(&mut slots.accumulators, &into)?;
         self.inside.insert((bucket.pane, bucket.entry), bucket.sealed());
         Ok(())
     }

@@ -5,13 +5,7 @@
 //! `pane` and `entry` (times), then the aggregates' state; in order of key bytes, part, pane and
 //! entry. One part `watermark` for all key groups. What can be summed up again (running cells, the
 //! sum of a back stack) is not written; aggregates are exact, so summing up again gives the same.
-//!
-//! # Checkpoints
-//! A checkpoint gets a part `groups` a bucket, for all key groups of the worker, and only where the
-//! bucket has changed since the last one. Whether a bucket waits or is inside the running window
-//! follows from the watermark: it enters as soon as W reaches its first end; so one that enters
-//! needs no new piece. Cells of two stacks and of cumulating windows change with every slide, and
-//! are given whole.
+//! Checkpoints have a form of their own (see `pieces`).
 
 use arrow::array::{
     ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMillisecondArray, UInt8Array,
@@ -24,32 +18,38 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_engine::keys::{KeyGroup, KeyGroups};
 use weir_engine::operator::{OperatorError, StatePart};
-use weir_engine::state::{PieceRef, Pieces};
+use weir_engine::state::PieceRef;
 use weir_engine::time::Millis;
 
 use super::WindowAggregate;
 use super::panes::Bucket;
+use super::pieces::{PANE, buckets};
 use super::slide::{Held, Part};
-use crate::aggregates::Form;
+use super::tables::{KEYS, LoadedTables, SavedIn};
+use crate::aggregates::{Accumulators, Form};
 
 const WATERMARK: &str = "watermark";
-const GROUPS: &str = "groups";
+pub(super) const GROUPS: &str = "groups";
 
 impl WindowAggregate {
     pub(super) fn whole(&self) -> Result<Vec<StatePart>, OperatorError> {
         let mut parts = vec![self.watermark_part()?];
+        let mut held = self.held();
+        let unpacked = self.unpacked(&mut held)?;
+        let accumulators = unpacked.as_ref().unwrap_or(&self.slots.accumulators);
         let mut by_group: BTreeMap<KeyGroup, Vec<Held>> = BTreeMap::new();
-        for held in self.held() {
+        for held in held {
             by_group.entry(self.keys.interner.key_group(held.key)).or_default().push(held);
         }
         for (group, held) in by_group {
             let key_groups = KeyGroups::one(group);
-            let rows = self.rows_of(&self.in_order(held))?;
+            let rows = self.rows_of(accumulators, &self.in_order(held))?;
             parts.push(StatePart { kind: GROUPS, key_groups, rows });
         }
         Ok(parts)
     }
 
+    /// All groups that have slots.
     fn held(&self) -> Vec<Held> {
         let mut held = Vec::new();
         self.running.held(self.spec.shape, &mut held);
@@ -57,52 +57,32 @@ impl WindowAggregate {
         held
     }
 
-    /// What has changed since the last checkpoint, and the names of the rest.
-    pub(super) fn save_changes(&mut self, pieces: &mut dyn Pieces) -> Result<(), OperatorError> {
-        pieces.put(self.watermark_part()?);
-        let mut changed: Vec<(Millis, Millis)> = Vec::new();
-        let mut running = Vec::new();
-        if self.running.buckets_mut().is_none() {
-            self.running.held(self.spec.shape, &mut running);
+    /// Where buckets are packed: their groups too, all with slots in accumulators of their own.
+    fn unpacked(&self, held: &mut Vec<Held>) -> Result<Option<Accumulators>, OperatorError> {
+        let mut packed = buckets(&self.waiting, &self.running).filter(|b| b.is_packed()).peekable();
+        if packed.peek().is_none() {
+            return Ok(None);
         }
-        for bucket in self.buckets_mut() {
-            bucket.saved.iter().for_each(|piece| pieces.same(*piece));
-            if bucket.saved.is_empty() && !bucket.keys.is_empty() {
-                changed.push((bucket.pane, bucket.entry));
+        let slots: Vec<u32> = held.iter().map(|held| held.slot).collect();
+        let mut all = self.slots.accumulators.pick(&slots)?;
+        held.iter_mut().zip(0..).for_each(|(held, slot)| held.slot = slot);
+        for bucket in packed {
+            let (with, first) = (bucket.slots.len(), held.len());
+            let mut into = vec![0; with];
+            for &key in &bucket.keys[with..] {
+                let (part, pane, entry) = (Part::Inside, bucket.pane, bucket.entry);
+                let slot = held.len() as u32;
+                held.push(Held { key, part, pane, entry, slot });
+                into.push(slot);
             }
+            debug_assert_eq!(held.len() - first, into.len() - with);
+            all.grow(held.len());
+            bucket.add_packed(&mut all, &into)?;
         }
-        let part = |rows| StatePart { kind: GROUPS, key_groups: KeyGroups::ALL, rows };
-        if !running.is_empty() {
-            pieces.put(part(self.rows_of(&running)?));
-        }
-        // Rows first: they need the accumulators, as the buckets do.
-        let mut rows = Vec::with_capacity(changed.len());
-        for bucket in self.buckets() {
-            if bucket.saved.is_empty() && !bucket.keys.is_empty() {
-                let held: Vec<Held> = members(bucket).collect();
-                rows.push(((bucket.pane, bucket.entry), self.rows_of(&held)?));
-            }
-        }
-        let mut saved: BTreeMap<(Millis, Millis), PieceRef> = BTreeMap::new();
-        for (place, rows) in rows {
-            saved.insert(place, pieces.put(part(rows)));
-        }
-        for bucket in self.buckets_mut() {
-            bucket.saved.extend(saved.get(&(bucket.pane, bucket.entry)));
-        }
-        Ok(())
+        Ok(Some(all))
     }
 
-    /// The buckets that wait, and those inside as far as they are kept.
-    fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        self.waiting.iter().chain(self.running.buckets().into_iter().flatten())
-    }
-
-    fn buckets_mut(&mut self) -> impl Iterator<Item = &mut Bucket> {
-        self.waiting.iter_mut().chain(self.running.buckets_mut().into_iter().flatten())
-    }
-
-    fn watermark_part(&self) -> Result<StatePart, OperatorError> {
+    pub(super) fn watermark_part(&self) -> Result<StatePart, OperatorError> {
         let watermark = Int64Array::from(vec![self.watermark]);
         let rows = RecordBatch::try_from_iter([(WATERMARK, Arc::new(watermark) as ArrayRef)])?;
         Ok(StatePart { kind: WATERMARK, key_groups: KeyGroups::ALL, rows })
@@ -118,7 +98,11 @@ impl WindowAggregate {
         held
     }
 
-    fn rows_of(&self, held: &[Held]) -> Result<RecordBatch, OperatorError> {
+    pub(super) fn rows_of(
+        &self,
+        accumulators: &Accumulators,
+        held: &[Held],
+    ) -> Result<RecordBatch, OperatorError> {
         let keys: Vec<u32> = held.iter().map(|h| h.key).collect();
         let slots: Vec<u32> = held.iter().map(|h| h.slot).collect();
         let times = |time: fn(&Held) -> Millis| -> ArrayRef {
@@ -134,8 +118,8 @@ impl WindowAggregate {
         fields.push(Field::new("entry", time, false));
         columns.push(Arc::new(UInt8Array::from_iter_values(held.iter().map(|h| h.part as u8))));
         columns.extend([times(|h| h.pane), times(|h| h.entry)]);
-        fields.extend(self.slots.accumulators.state_fields("state"));
-        columns.extend(self.slots.accumulators.state(&slots, Form::Equal));
+        fields.extend(accumulators.state_fields("state"));
+        columns.extend(accumulators.state(&slots, Form::Equal));
         Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
     }
 
@@ -144,12 +128,17 @@ impl WindowAggregate {
         &mut self,
         mut parts: Vec<(Option<PieceRef>, StatePart)>,
     ) -> Result<(), OperatorError> {
-        // The watermark says what is inside.
-        parts.sort_by_key(|(_, part)| part.kind != WATERMARK);
-        let mut loaded = LoadedBuckets::default();
+        // The watermark says what is inside, and what has slots comes before what is packed.
+        parts.sort_by_key(|(_, part)| {
+            (part.kind != WATERMARK, part.kind != KEYS, part.kind == PANE)
+        });
+        let (mut loaded, mut tables) = (LoadedBuckets::default(), LoadedTables::default());
+        let mut mine = [false; 256];
         for (piece, part) in parts {
-            match part.kind {
-                WATERMARK => {
+            let groups = usize::from(part.key_groups.first)..=usize::from(part.key_groups.last);
+            mine[groups].fill(true);
+            match (part.kind, piece) {
+                (WATERMARK, _) => {
                     let column = part.rows.columns().first();
                     let watermark = column
                         .and_then(|c| c.as_primitive_opt::<Int64Type>())
@@ -157,10 +146,16 @@ impl WindowAggregate {
                         .ok_or_else(|| unreadable("no watermark"))?;
                     self.watermark = self.watermark.max(watermark);
                 }
-                GROUPS => self.load_groups(piece, &part, &mut loaded)?,
-                other => return Err(unreadable(&format!("a part `{other}`"))),
+                (GROUPS, _) => self.load_groups(piece, &part, &mut loaded)?,
+                (KEYS, Some(piece)) => {
+                    tables.add(piece, &part, &mut self.keys.interner)?;
+                    self.keys.settle();
+                }
+                (PANE, Some(piece)) => self.load_pane(piece, &part, &mut tables, &mut loaded)?,
+                (other, _) => return Err(unreadable(&format!("a part `{other}`"))),
             }
         }
+        self.keys.tables = tables.settle(self.keys.interner.bound(), &mine);
         let LoadedBuckets { inside, mut pieces } = loaded;
         for bucket in self.waiting.iter_mut() {
             bucket.saved = pieces.remove(&(bucket.pane, bucket.entry)).unwrap_or_default();
@@ -170,6 +165,8 @@ impl WindowAggregate {
             let shape = self.spec.shape;
             self.running.enter(bucket, shape, &mut self.slots, &mut self.keys)?;
         }
+        // Other workers' keys.
+        self.keys.free_idle(|interner, id| !mine[usize::from(interner.key_group(id).0)]);
         Ok(())
     }
 
@@ -231,7 +228,7 @@ impl WindowAggregate {
             && !parts.iter().any(|part| matches!(part, Part::Front | Part::Grown))
         {
             let place = (panes.value(0), entries.value(0));
-            loaded.pieces.entry(place).or_default().push(piece);
+            loaded.pieces.entry(place).or_default().push(SavedIn { piece, table: None });
         }
         Ok(())
     }
@@ -261,9 +258,9 @@ impl WindowAggregate {
 
 /// What parts have held of buckets.
 #[derive(Default)]
-struct LoadedBuckets {
-    inside: BTreeMap<(Millis, Millis), Bucket>,
-    pieces: BTreeMap<(Millis, Millis), Vec<PieceRef>>,
+pub(super) struct LoadedBuckets {
+    pub(super) inside: BTreeMap<(Millis, Millis), Bucket>,
+    pub(super) pieces: BTreeMap<(Millis, Millis), Vec<SavedIn>>,
 }
 
 fn members(bucket: &Bucket) -> impl Iterator<Item = Held> + '_ {
@@ -272,6 +269,6 @@ fn members(bucket: &Bucket) -> impl Iterator<Item = Held> + '_ {
     members.map(move |(&key, &slot)| Held { key, part, pane, entry, slot })
 }
 
-fn unreadable(what: &str) -> OperatorError {
+pub(super) fn unreadable(what: &str) -> OperatorError {
     OperatorError::State(format!("windows: {what}"))
 }

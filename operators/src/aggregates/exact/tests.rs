@@ -79,7 +79,7 @@ fn any_doubles() -> impl Strategy<Value = f64> {
 }
 
 fn forms() -> impl Strategy<Value = Form> {
-    prop_oneof![Just(Form::Equal), Just(Form::AsKept)]
+    prop_oneof![Just(Form::Equal), Just(Form::AsKept), Just(Form::Narrow)]
 }
 
 #[test]
