@@ -23,6 +23,8 @@ pub type Startable = (PreparedJob, Option<Lasting>);
 pub enum News {
     /// It has failed. With several processes it ends only once all of them know.
     Failed(Trouble),
+    /// Its processes cannot reach each other, which is no fault of the job.
+    Disconnected(String),
     /// It is about to end with an epoch half done, as it was asked to; the next start does that
     /// again.
     Interrupted,
@@ -34,7 +36,8 @@ pub enum News {
 pub struct Jobs {
     controls: Vec<Arc<JobControl>>,
     threads: Vec<Option<RunningJob>>,
-    told: Vec<bool>,
+    /// Whether the failure, and whether the interruption was told.
+    told: Vec<[bool; 2]>,
     status: Status,
 }
 
@@ -54,7 +57,7 @@ impl Jobs {
         let started = jobs.into_iter().zip(&controls).zip(clusters);
         let threads = started.map(|(((job, _), control), set)| Some(start(job, set, control)));
         let threads: Vec<_> = threads.collect();
-        Jobs { told: vec![false; threads.len()], controls, threads, status }
+        Jobs { told: vec![[false; 2]; threads.len()], controls, threads, status }
     }
 
     /// What the jobs share with whoever watches them.
@@ -82,12 +85,18 @@ impl Jobs {
         let ends = finished.is_some();
         let panicked = finished.and_then(|thread| ended(thread).err()).map(News::Failed);
         let control = &self.controls[job];
-        let failed = control.failure().map(|failure| News::Failed(failure.into()));
+        let failed = control.failure().map(|failure| match failure {
+            Failure::Connection { message } => News::Disconnected(message),
+            failure => News::Failed(failure.into()),
+        });
         let interrupted = control.is_interrupted().then_some(News::Interrupted);
-        if let Some(news) = failed.or(panicked).or(interrupted)
-            && !std::mem::replace(&mut self.told[job], true)
+        for (news, told) in [failed.or(panicked), interrupted].into_iter().zip(&mut self.told[job])
         {
-            tell(job, news);
+            if let Some(news) = news
+                && !std::mem::replace(told, true)
+            {
+                tell(job, news);
+            }
         }
         if ends {
             tell(job, News::Ended(JobReport::of(control)));

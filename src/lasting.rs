@@ -165,7 +165,9 @@ impl StateOptions {
         let (store, logs) = self.open(&folder)?;
         let name = plan.name.clone();
         let (record, job) = settle(&store, plan, epoch)?;
-        let logs = Logs::open(&logs, &name, &record.id, set.processes)?;
+        let generations = store.generations().map_err(of_store)?;
+        let begun = generations.iter().filter(|g| g.begun.is_some()).map(|g| g.number).max();
+        let logs = Logs::open(&logs, (&name, &record.id), set.processes, begun.unwrap_or(0))?;
         let (begun, mut logs, restored) = start(&store, &folder, &record, &job, logs, set)?;
         let log = (set.processes == 1).then(|| logs.of.remove(&0)).flatten();
         let opened = log.map(|log| Opened { log, restored });
@@ -191,6 +193,12 @@ impl StateOptions {
             None => {
                 let log = open_log(&logs.join(log_name(process)), &begun.folder, &begun.id)?
                     .map_err(|e| Trouble::new(e.to_string()))?;
+                let found = log.summary();
+                if (found.generation, found.last) != (begun.generation, begun.base) {
+                    let (now, generation) = (found.generation, begun.generation);
+                    let message = format!("generation {now} has taken over from {generation}");
+                    return Err(Trouble::new(message));
+                }
                 let name = begun.checkpoint.map(|(generation, epoch)| Name { epoch, generation });
                 let load = |name| load_named(&store, name, Wanted::Of(member)).map_err(of_store);
                 Opened { log, restored: name.map(load).transpose()? }
@@ -262,8 +270,14 @@ struct Logs {
 }
 
 impl Logs {
-    /// Opens those that are there, and those of `processes`.
-    fn open(folder: &Path, job: &str, id: &str, processes: usize) -> Result<Logs, Trouble> {
+    /// Opens those that are there, and those of `processes`. What cannot be read is given up only
+    /// where another one has seen the generation `begun`, the newest that has begun.
+    fn open(
+        folder: &Path,
+        (job, id): (&str, &str),
+        processes: usize,
+        begun: u64,
+    ) -> Result<Logs, Trouble> {
         let mut numbers: BTreeSet<usize> = (0..processes).collect();
         let number = |name: &str| name.strip_prefix("cuts-")?.parse::<usize>().ok();
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -279,7 +293,7 @@ impl Logs {
         }
         let newest = of.values().map(|log| log.summary().generation).max().unwrap_or(0);
         for (number, path, error) in broken {
-            if newest == 0 {
+            if newest == 0 || newest < begun {
                 return Err(Trouble::new(format!("{}: {error}", path.display())));
             }
             let aside = folder.join(format!("broken-{}-{newest}", log_name(number)));

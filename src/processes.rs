@@ -29,7 +29,7 @@ use weir_engine::job::JobControl;
 
 use crate::jobs::{Jobs, News};
 use crate::lasting::{Begun, Set, StateOptions};
-use crate::run::{PreparedJob, RunOptions, Trouble, stop_on_signals};
+use crate::run::{PreparedJob, RunOptions, Trouble};
 
 /// Of what a child says, beside what it logs, the newest is kept: about so many bytes.
 const SAID_MAX: usize = 64 << 10;
@@ -90,8 +90,13 @@ enum Told {
 pub enum SetEnd {
     /// All jobs have ended, well or not.
     Done,
-    /// A process was lost: why, in words.
-    Lost(String),
+    /// A process was lost.
+    Lost {
+        /// Why, in words.
+        why: String,
+        /// Whether what its jobs need was away, so that it is no fault of theirs.
+        passing: bool,
+    },
 }
 
 struct Running {
@@ -99,6 +104,15 @@ struct Running {
     stdin: Option<ChildStdin>,
     said: Vec<JoinHandle<String>>,
     heard: Instant,
+    /// Whether what it says is being passed on: who reads that may take any time.
+    passing_on: Arc<AtomicBool>,
+}
+
+/// Jobs that end everywhere, and those of them that have failed.
+#[derive(Default)]
+struct Ending {
+    jobs: BTreeSet<usize>,
+    failed: BTreeSet<usize>,
 }
 
 /// Children that run.
@@ -134,7 +148,7 @@ impl Processes {
     /// Waits until all children have ended. What happens to jobs goes to `tell`: their failure
     /// once, their end once a process.
     pub fn wait(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize, News)) -> SetEnd {
-        let (mut asked, mut ending) = (false, BTreeSet::new());
+        let (mut asked, mut ending) = (false, Ending::default());
         let mut looked = Instant::now();
         loop {
             if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut asked, true) {
@@ -146,8 +160,11 @@ impl Processes {
                     self.pass_on(process, job, news, &mut ending, &mut tell);
                 }
                 Ok((process, Said::Refused(trouble))) => {
+                    let passing = trouble.passing;
                     let trouble = String::from(trouble);
-                    return self.lost(format!("process {process} cannot take part: {trouble}"));
+                    self.kill();
+                    let why = format!("process {process} cannot take part: {trouble}");
+                    return SetEnd::Lost { why, passing };
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
@@ -173,15 +190,18 @@ impl Processes {
         process: usize,
         job: usize,
         news: News,
-        ending: &mut BTreeSet<usize>,
+        ending: &mut Ending,
         tell: &mut impl FnMut(usize, News),
     ) {
         if matches!(news, News::Ended(_)) {
             return tell(job, news);
         }
-        if ending.insert(job) {
+        if ending.jobs.insert(job) {
             let others = self.running.iter_mut().enumerate().filter(|(other, _)| *other != process);
             others.for_each(|(_, one)| one.tell(&Told::End { job }));
+        }
+        // The first cause only; that a process ends because of another's is none.
+        if matches!(news, News::Failed(_)) && ending.failed.insert(job) {
             tell(job, news);
         }
     }
@@ -192,6 +212,7 @@ impl Processes {
         for process in 0..self.running.len() {
             let one = &mut self.running[process];
             match one.child.try_wait() {
+                Ok(None) if one.passing_on.load(Ordering::SeqCst) => one.heard = Instant::now(),
                 Ok(None) if one.heard.elapsed() > SILENCE_MAX => {
                     let seconds = SILENCE_MAX.as_secs();
                     let cause = format!("process {process} has said nothing for {seconds} s");
@@ -246,7 +267,7 @@ impl Processes {
 
     fn lost(&mut self, cause: String) -> SetEnd {
         self.kill();
-        SetEnd::Lost(cause)
+        SetEnd::Lost { why: cause, passing: false }
     }
 
     fn kill(&mut self) {
@@ -311,25 +332,31 @@ fn start(assignment: &Assignment, news: &Sender<(usize, Said)>) -> Result<Runnin
     }
     let (process, news) = (assignment.process, news.clone());
     let (out, err) = (child.stdout.take(), child.stderr.take());
+    let passing_on = Arc::new(AtomicBool::new(false));
+    let busy = passing_on.clone();
     let said = vec![
         thread::spawn(move || {
-            hear(out, |said| drop(news.send((process, said))));
+            hear(out, &busy, |said| drop(news.send((process, said))));
             String::new()
         }),
         thread::spawn(move || keep(err)),
     ];
-    Ok(Running { child, stdin, said, heard: Instant::now() })
+    Ok(Running { child, stdin, said, heard: Instant::now(), passing_on })
 }
 
 /// Reads what a child says on its standard output.
-fn hear(out: Option<ChildStdout>, mut tell: impl FnMut(Said)) {
+fn hear(out: Option<ChildStdout>, busy: &AtomicBool, mut tell: impl FnMut(Said)) {
     let Some(out) = out else { return };
     for line in BufReader::new(out).lines().map_while(Result::ok) {
         match line.strip_prefix(SAYS).map(serde_json::from_str) {
             Some(Ok(said)) => tell(said),
             // Half a line of one that was killed.
             Some(Err(_)) => {}
-            None => crate::cli::out(&format!("{line}\n")),
+            None => {
+                busy.store(true, Ordering::SeqCst);
+                crate::cli::out(&format!("{line}\n"));
+                busy.store(false, Ordering::SeqCst);
+            }
         }
     }
 }
@@ -397,7 +424,12 @@ fn run_child() -> Result<(), Trouble> {
     stdin.read_line(&mut line).map_err(|e| Trouble::new(e.to_string()))?;
     let assignment: Assignment = serde_json::from_str(&line)
         .map_err(|e| Trouble::new(format!("`weir process` is started by `weir run`: {e}")))?;
-    let stop = stop_on_signals().map_err(Trouble::new)?;
+    // Signals go to whole groups of processes: what is to be done the parent says.
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::default())
+            .map_err(|e| Trouble::new(format!("cannot listen for signals: {e}")))?;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
     thread::spawn(|| {
         loop {
             say(&Said::Alive);
@@ -418,7 +450,13 @@ fn run_child() -> Result<(), Trouble> {
     let jobs = Jobs::start(startable, &clusters, digest, true);
     let (controls, asked) = (jobs.controls().to_vec(), stop.clone());
     thread::spawn(move || obey(stdin, &controls, &asked, state.is_some()));
-    jobs.wait(&stop, |job, news| say(&Said::News { job, news }));
+    jobs.wait(&stop, |job, news| {
+        if let News::Disconnected(message) = &news {
+            eprintln!("{message}");
+            std::process::exit(LOST_ANOTHER);
+        }
+        say(&Said::News { job, news });
+    });
     Ok(())
 }
 

@@ -87,7 +87,9 @@ impl From<Failure> for Trouble {
     fn from(failure: Failure) -> Trouble {
         match failure {
             Failure::Connector { table, error } => Trouble::at(&table, &error),
-            Failure::Operator { .. } => Trouble::new(failure.to_string()),
+            Failure::Operator { .. } | Failure::Connection { .. } => {
+                Trouble::new(failure.to_string())
+            }
         }
     }
 }
@@ -238,7 +240,7 @@ fn run_here(
             failed.insert(job);
             tell(trouble);
         }
-        News::Interrupted => {}
+        News::Interrupted | News::Disconnected(_) => {}
         News::Ended(report) => drop(reports.insert(job, report)),
     });
     let reports = reports.into_iter();

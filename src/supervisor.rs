@@ -8,7 +8,8 @@
 //!
 //! # Limits
 //! A process that dies within moments may take the blame of another job's rows: jobs that had no
-//! time to get on are failed with it. Jobs that do not last are not started again.
+//! time to get on are failed with it. Jobs that do not last are not started again. After a loss
+//! jobs begin one after the other: a server that is away for one keeps those behind it waiting.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -44,6 +45,13 @@ impl Standing {
         let times = self.begun.filter(|(at, _)| *at == base).map_or(0, |(_, times)| times);
         self.begun = Some((base, times + 1));
         times < TRIES
+    }
+
+    /// The generation could not begin, through no fault of the job.
+    fn forgive(&mut self) {
+        if let Some((_, times)) = &mut self.begun {
+            *times = times.saturating_sub(1);
+        }
     }
 
     fn take(&mut self, report: JobReport) {
@@ -105,26 +113,41 @@ pub fn run(
         if assigned.is_empty() {
             break;
         }
-        let processes = Processes::start(&assigned, options, set).map_err(Trouble::new)?;
-        let end = processes.wait(stop, |job, news| {
-            let standing = &mut jobs[numbers[job]].2;
-            match news {
-                News::Failed(trouble) => {
-                    standing.failed = true;
-                    tell(trouble);
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let end = match Processes::start(&assigned, options, set) {
+            Ok(processes) => processes.wait(stop, |job, news| {
+                let standing = &mut jobs[numbers[job]].2;
+                match news {
+                    News::Failed(trouble) => {
+                        standing.failed = true;
+                        tell(trouble);
+                    }
+                    News::Interrupted | News::Disconnected(_) => {}
+                    News::Ended(report) => standing.take(report),
                 }
-                News::Interrupted => {}
-                News::Ended(report) => standing.take(report),
-            }
-        });
-        let SetEnd::Lost(why) = end else { break };
-        if options.state.is_none() || stop.load(Ordering::SeqCst) {
+            }),
+            Err(why) if cause.is_none() => return Err(Trouble::new(why)),
+            Err(why) => SetEnd::Lost { why, passing: true },
+        };
+        let SetEnd::Lost { why, passing } = end else { break };
+        if options.state.is_none() {
             return Err(Trouble::new(why));
         }
+        if stop.load(Ordering::SeqCst) {
+            // The next start does again what is not committed.
+            tracing::warn!("{why}, while it was to stop");
+            break;
+        }
         tracing::warn!("{why}; the next generation begins");
+        if passing {
+            numbers.iter().for_each(|number| jobs[*number].2.forgive());
+        }
         // Where some job got on, there is nothing to wait for.
         let tries = numbers.iter().filter_map(|number| Some(jobs[*number].2.begun?.1)).min();
-        rest(pause_after(tries.unwrap_or(0)), stop);
+        let pause = pause_after(tries.unwrap_or(0));
+        rest(if passing { pause.max(PAUSE) } else { pause }, stop);
         cause = Some(why);
     }
     Ok(reports(jobs))

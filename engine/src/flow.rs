@@ -72,7 +72,7 @@ impl Cluster {
         let failed = |e: std::io::Error| format!("processes cannot be connected: {e}");
         let ended = || control.is_broken_off() || control.is_stopping();
         let links = links::connect(&self.addresses, self.process, ended);
-        if ended() {
+        if links.is_err() && ended() {
             control.interrupt();
         }
         let links = links.map_err(failed)?;
@@ -168,7 +168,7 @@ pub fn run(
         }
         // Nobody connects to a job that is not wanted any more.
         Err(_) if control.is_broken_off() => {}
-        Err(message) => failed("cluster", message),
+        Err(message) => control.fail(Failure::Connection { message }),
     }
     control.failure().map_or(Ok(()), Err)
 }

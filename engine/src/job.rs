@@ -32,6 +32,11 @@ pub enum Failure {
         /// What happened.
         message: String,
     },
+    /// The job's processes cannot reach each other: no fault of the job.
+    Connection {
+        /// What happened.
+        message: String,
+    },
 }
 
 impl fmt::Display for Failure {
@@ -47,6 +52,7 @@ impl fmt::Display for Failure {
             Failure::Operator { operator, message } => {
                 write!(f, "operator {operator}: {message}")
             }
+            Failure::Connection { message } => f.write_str(message),
         }
     }
 }

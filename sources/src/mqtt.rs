@@ -8,8 +8,8 @@
 //! # What is promised
 //! With QoS 1 every message that the broker saw acknowledged is in the journal, and every message
 //! in the journal becomes a row, or a bad row. After a restart the journal is read from its
-//! beginning: nothing acknowledged is lost, rows may come twice. It survives the process, not the
-//! disk.
+//! beginning: nothing acknowledged is lost, rows may come twice. It survives the process, and
+//! the disk where there are two copies.
 //!
 //! # Limits
 //! Until checkpoints say what is no longer needed, a journal only grows, up to `journal.bytes-max`;

@@ -18,9 +18,12 @@ use crate::clock::Stopwatch;
 const PAUSE: Duration = Duration::from_millis(5);
 /// How long a set may take until all are connected.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take where the job is to end before it has begun: links that some use already
+/// must not be cut by others.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A connection to every process but `process` itself, in their order. `ended` says that it is no
-/// longer wanted.
+/// longer wanted: then only what comes soon is waited for.
 ///
 /// # Errors
 /// The address cannot be listened at; others that do not come; a stop meanwhile.
@@ -32,7 +35,7 @@ pub(super) fn connect(
     let listener = TcpListener::bind(&addresses[process])?;
     listener.set_nonblocking(true)?;
     let mut links: Vec<Option<TcpStream>> = addresses.iter().map(|_| None).collect();
-    let began = Stopwatch::start();
+    let (began, mut ending) = (Stopwatch::start(), None);
     loop {
         for (other, address) in addresses.iter().enumerate().take(process) {
             if links[other].is_none() {
@@ -48,7 +51,7 @@ pub(super) fn connect(
         if links.iter().enumerate().all(|(other, link)| other == process || link.is_some()) {
             return Ok(links);
         }
-        if ended() {
+        if ended() && ending.get_or_insert_with(Stopwatch::start).elapsed() > GRACE {
             return Err(io::Error::other("stopped"));
         }
         if began.elapsed() > PATIENCE {
@@ -118,8 +121,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_the_waiting() {
+    fn a_stop_ends_the_waiting_but_cuts_no_link_that_others_use() {
         let error = connect(&free(2), 0, || true).unwrap_err();
         assert_eq!(error.to_string(), "stopped");
+        let addresses = free(3);
+        let sets: Vec<_> = (0..3)
+            .map(|process| {
+                let addresses = addresses.clone();
+                thread::spawn(move || connect(&addresses, process, || true).is_ok())
+            })
+            .collect();
+        assert!(sets.into_iter().all(|set| set.join().unwrap()));
     }
 }

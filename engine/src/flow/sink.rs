@@ -60,6 +60,7 @@ struct SinkState {
     counters: Arc<SinkCounters>,
     recorded_time: Millis,
     finished: bool,
+    all_read: Box<dyn Fn() -> bool>,
     /// Where several processes remember cuts: below this epoch all have them on disk.
     recorded: Option<Epoch>,
 }
@@ -74,6 +75,8 @@ pub(crate) struct SinkParts {
     pub(crate) author: Option<Author>,
     /// Which of the job's sinks it is.
     pub(crate) number: usize,
+    /// Whether all that there is was read, as of the last cut.
+    pub(crate) all_read: Box<dyn Fn() -> bool>,
 }
 
 /// What a sink takes.
@@ -90,7 +93,7 @@ pub(crate) fn attach<'scope>(
     inputs: SinkInputs<'scope>,
     control: &Arc<JobControl>,
 ) -> SinkProgress<'scope> {
-    let SinkParts { node, place, ordered, author, number } = parts;
+    let SinkParts { node, place, ordered, author, number, all_read } = parts;
     let SinkInputs { rows, facts, recorded } = inputs;
     let scope = rows.scope();
     let (index, peers) = (scope.index(), scope.peers());
@@ -117,7 +120,7 @@ pub(crate) fn attach<'scope>(
         memory.on_durable(wake());
     }
     let mut state = SinkState::empty(Shards::of(count, &sharding), control, &counters);
-    state.ordered = ordered;
+    (state.ordered, state.all_read) = (ordered, all_read);
     state.counts = author.is_some();
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {
@@ -171,6 +174,7 @@ impl SinkState {
             counters: counters.clone(),
             recorded_time: MARK_NONE,
             finished: false,
+            all_read: Box::new(|| true),
             recorded: None,
         }
     }
@@ -252,7 +256,8 @@ impl SinkState {
         let failed = self.control.is_broken_off();
         if accepted == Epoch::MAX && !self.finished {
             self.finished = true;
-            let whole = !self.counts || !self.control.is_stopping();
+            // What the cuts say, lest one process end its files at a stop and another not.
+            let whole = !self.counts || (self.all_read)();
             self.shards.values().for_each(|(s, _)| s.queue.finish(whole));
         }
         let progress: Vec<_> = self.shards.values().map(|(s, _)| s.queue.progress()).collect();

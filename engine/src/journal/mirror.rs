@@ -9,8 +9,8 @@
 //! - *Opening*: whatever was synced is on each disk that was not lost or put back from an older
 //!   copy, and such a disk ends earlier or has fewer files. So the disk that ends last is taken as
 //!   it is, and the other one is made equal to it: what follows behind the common beginning of a
-//!   file is taken back, what is missing is copied. A crash meanwhile leaves the other one behind,
-//!   and the next opening does it again.
+//!   file is taken back, what is missing is copied, the last byte of all last, when the others are
+//!   on disk. So a crash meanwhile leaves the other one behind, and the next opening does it again.
 //!
 //! # Complexity
 //! A sync waits for both disks side by side. Opening compares the newest file byte by byte and the
@@ -79,7 +79,12 @@ fn equalise(
 ) -> io::Result<Option<u64>> {
     let mut done = None;
     let newest = wanted.last_key_value().map(|(name, _)| name);
+    let oldest = wanted.first_key_value().map(|(name, _)| name);
     for name in found.keys().filter(|name| !wanted.contains_key(*name)) {
+        if oldest < Some(name) && Some(name) < newest {
+            let what = format!("{name} is on one of the two only, in the midst of the others");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         to.remove(name)?;
         done = done.or(Some(0));
     }
@@ -97,7 +102,12 @@ fn equalise(
         if common < there {
             to.truncate(name, common)?;
         }
-        copy(from, to, name, common)?;
+        let but_one = if Some(name) == newest { size.saturating_sub(1) } else { size };
+        if common < but_one {
+            copy(from, to, name, common, but_one)?;
+            to.sync(name)?;
+        }
+        copy(from, to, name, common.max(but_one), size)?;
         if common < size || common < there {
             to.sync(name)?;
             done = Some(done.unwrap_or(0) + (size - common));
@@ -126,16 +136,18 @@ fn in_common(a: &dyn Disk, b: &dyn Disk, name: &str, most: u64) -> io::Result<u6
     Ok(at)
 }
 
-fn copy(from: &dyn Disk, to: &dyn Disk, name: &str, mut at: u64) -> io::Result<()> {
+fn copy(from: &dyn Disk, to: &dyn Disk, name: &str, mut at: u64, until: u64) -> io::Result<()> {
     let mut bytes = vec![0; COPY_BYTES];
-    loop {
-        let read = from.read(name, at, &mut bytes)?;
+    while at < until {
+        let want = usize::try_from(until - at).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+        let read = from.read(name, at, &mut bytes[..want])?;
         if read == 0 {
             return Ok(());
         }
         to.append(name, &bytes[..read])?;
         at += read as u64;
     }
+    Ok(())
 }
 
 impl Disk for Mirror {
