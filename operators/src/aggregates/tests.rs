@@ -264,13 +264,16 @@ fn merged_as_columns(
     merged
 }
 
-/// What a snapshot of three groups brings back.
-fn restarted(mut fresh: Accumulators, before: &Accumulators) -> Accumulators {
-    let saved = before.state(&[2, 1, 0], Form::Equal);
+/// What a snapshot of three groups brings back, in either form.
+fn restarted(fresh: &dyn Fn() -> Accumulators, before: &Accumulators) -> Accumulators {
+    let saved = |made: &Accumulators| made.state(&[2, 1, 0], Form::Equal);
     let fields = before.state_fields("s");
-    assert!(saved.iter().zip(&fields).all(|(c, f)| c.data_type() == f.data_type()));
-    fresh.restore(&[2, 1, 0], &saved).unwrap();
-    fresh
+    assert!(saved(before).iter().zip(&fields).all(|(c, f)| c.data_type() == f.data_type()));
+    let (mut restored, mut from_narrow) = (fresh(), fresh());
+    restored.restore(&[2, 1, 0], &saved(before)).unwrap();
+    from_narrow.restore(&[2, 1, 0], &before.state(&[2, 1, 0], Form::Narrow)).unwrap();
+    assert_eq!(saved(&from_narrow), saved(&restored));
+    restored
 }
 
 proptest! {
@@ -342,11 +345,8 @@ proptest! {
         // Through its columns.
         let saved = |made: &Accumulators| made.state(&[2, 1, 0], Form::Equal);
         prop_assert_eq!(saved(&left), saved(&plain));
-        let restored = restarted(fresh(), &left);
+        let restored = restarted(&fresh, &left);
         prop_assert_eq!(show(&restored, &[0, 1, 2, 3]), show(&plain, &[0, 1, 2, 3]));
-        let mut restored = fresh();
-        restored.restore(&[2, 1, 0], &left.state(&[2, 1, 0], Form::Narrow)).unwrap();
-        prop_assert_eq!(saved(&restored), saved(&plain));
     }
 
     /// Ids stand for encodings, in all forms that a column has, through frees.

@@ -20,6 +20,11 @@
 //! large: a key is written O(log keys) times, and a table has O(log keys) pieces. A table with more
 //! than twice as many numbers as keys are in use is given up: panes to come begin another one, and
 //! it goes with the last of its panes.
+//!
+//! # Limits
+//! A piece keeps its whole file in the store, with the panes that were written beside it: O(log
+//! keys) files more than the panes need. Arrow's strings end at 2 GB: so do the keys that are new
+//! at one checkpoint.
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::{Field, Schema};
