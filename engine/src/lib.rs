@@ -22,4 +22,5 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod store;
+mod tasks;
 pub mod time;
