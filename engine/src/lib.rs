@@ -18,6 +18,9 @@ pub mod keys;
 pub mod marks;
 pub mod operator;
 pub mod rows;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod simulation;
 pub mod sink;
 pub mod source;
 pub mod state;

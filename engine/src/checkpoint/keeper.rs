@@ -185,7 +185,6 @@ impl Checkpointer {
             store,
             generation,
             alarm: Alarm(shared.clone()),
-            shared: shared.clone(),
             memory,
             known: known.map(|piece| (piece.id, piece.clone())).collect(),
             sound: from.into_iter().map(Manifest::name).collect(),
@@ -300,7 +299,6 @@ impl Drop for Checkpointer {
 struct Writer {
     store: JobStore,
     generation: u64,
-    shared: Arc<Shared>,
     memory: Arc<dyn CutMemory>,
     /// Pieces that the newest checkpoint names, as far as they may be this process's.
     known: BTreeMap<PieceId, PieceRecord>,
@@ -405,7 +403,7 @@ enum Step {
 
 impl Task for Writer {
     fn step(&mut self, _timed_out: bool) -> Next {
-        let mut state = self.shared.lock();
+        let mut state = self.alarm.0.lock();
         // What is under way is finished, unless there is something to wait for.
         let stop = state.stop;
         let Some(mut doing) = self.doing.take() else {
@@ -447,12 +445,12 @@ impl Task for Writer {
                 let text = format!("old checkpoints cannot be removed: {error}");
                 self.count(doing.bytes, doing.began.elapsed(), doing.paused);
                 self.end(None);
-                self.shared.lock().notice = Some(text);
+                self.alarm.0.lock().notice = Some(text);
                 Next::Again
             }
             Err(Trouble::Store(_)) if stop => Next::Done,
             Err(Trouble::Store(error)) => {
-                self.shared.lock().notice = Some(format!("the checkpoint waits: {error}"));
+                self.alarm.0.lock().notice = Some(format!("the checkpoint waits: {error}"));
                 let wait = doing.pause;
                 let pause = (wait * 2).min(PAUSE_MAX);
                 self.doing = Some(Doing { pause, ..doing });
@@ -465,7 +463,7 @@ impl Task for Writer {
 impl Writer {
     /// Another one may be asked for, unless this one failed for good.
     fn end(&mut self, failure: Option<ConnectorError>) {
-        let mut state = self.shared.lock();
+        let mut state = self.alarm.0.lock();
         state.busy = false;
         match failure {
             None => state.notice = None,
@@ -482,7 +480,7 @@ impl Writer {
 
     /// Does what is next.
     fn go_on(&mut self, doing: &mut Doing) -> Result<Step, Trouble> {
-        let (member, objects) = (self.shared.member, self.store.objects().clone());
+        let (member, objects) = (self.alarm.0.member, self.store.objects().clone());
         match &mut doing.stage {
             Stage::File(n) => {
                 let Some((name, content)) = doing.made.files.get(*n) else {
@@ -529,7 +527,7 @@ impl Writer {
 
     fn count(&self, bytes: u64, took: Duration, paused: Duration) {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.shared.counters;
+        let counters = &self.alarm.0.counters;
         counters.made.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         counters.last_bytes.store(bytes, Ordering::Relaxed);
@@ -541,7 +539,7 @@ impl Writer {
     /// This process's part, and the files that it needs.
     fn make(&self, making: Making) -> Result<Made, ConnectorError> {
         let (generation, epoch) = (self.generation, making.epoch);
-        let prefix = prefix(generation, epoch, self.shared.member.process);
+        let prefix = prefix(generation, epoch, self.alarm.0.member.process);
         let mut files = Files { prefix, number: 0, open: Vec::new(), full: Vec::new() };
         let mut pieces = Vec::new();
         for ((owner, _), given) in making.given {
@@ -571,7 +569,7 @@ impl Writer {
             format: FORMAT,
             generation,
             epoch,
-            next_piece: self.shared.next_piece.load(Ordering::Relaxed),
+            next_piece: self.alarm.0.next_piece.load(Ordering::Relaxed),
             shards: making.digests.into_iter().map(record).collect(),
             pieces,
         };
@@ -581,7 +579,7 @@ impl Writer {
 
     /// Puts what names the files: a part, or the manifest of all parts; gives its bytes.
     fn name(&mut self, made: &Made) -> Result<u64, Trouble> {
-        let member = self.shared.member;
+        let member = self.alarm.0.member;
         if member.process > 0 {
             return self.put(&made.part.path(member.process), &made.part);
         }
@@ -605,7 +603,7 @@ impl Writer {
     /// Nothing from before this checkpoint is needed any more.
     fn retain(&self, oldest: Arc<Retained>) {
         self.memory.trim(oldest.epoch);
-        self.shared.lock().retained = Some(oldest);
+        self.alarm.0.lock().retained = Some(oldest);
     }
 
     fn is_newest(&self) -> Result<(), Trouble> {

@@ -1,0 +1,95 @@
+//! Seeds by the thousand, and that they bite.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::*;
+use crate::clock::Stopwatch;
+
+/// For so long seeds are tried where nobody has said how many.
+const TIME: Duration = Duration::from_secs(20);
+
+/// Failed seeds at which a test gives up.
+const FAILED_MAX: usize = 5;
+
+/// The seeds that were asked for, if any.
+fn asked() -> Option<Range<u64>> {
+    let variable = |name| std::env::var(name).ok();
+    if let Some(seeds) = variable("WEIR_SIM_SEEDS") {
+        let (from, to) = seeds.split_once("..").unwrap();
+        return Some(from.parse().unwrap()..to.parse().unwrap());
+    }
+    variable("WEIR_SIM_RUNS").map(|runs| 0..runs.parse().unwrap())
+}
+
+#[test]
+fn whatever_goes_wrong_each_row_is_there_once() {
+    let (began, seeds) = (Stopwatch::start(), asked());
+    let (timed, seeds) = (seeds.is_none(), seeds.unwrap_or(0..u64::MAX));
+    let (mut runs, mut events, mut failed) = (0_u64, Events::default(), Vec::new());
+    for seed in seeds {
+        if timed && began.elapsed() > TIME {
+            break;
+        }
+        let outcome = run(seed, None);
+        runs += 1;
+        if let Some(failure) = outcome.failure {
+            let (told, next) = (outcome.told, seed + 1);
+            eprintln!("seed {seed} (WEIR_SIM_SEEDS={seed}..{next}): {failure}\n{told}");
+            failed.push(seed);
+        }
+        if failed.len() == FAILED_MAX {
+            break;
+        }
+        for (what, times) in outcome.events.0 {
+            *events.0.entry(what).or_default() += times;
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    eprintln!("{runs} seeds in {seconds:.1} s: {events:?}");
+    assert_eq!(failed, [0_u64; 0], "seeds that failed");
+}
+
+#[test]
+fn a_seed_replays() {
+    for seed in 0..30 {
+        let (one, two) = (run(seed, None), run(seed, None));
+        assert_eq!(one.trace, two.trace, "seed {seed}:\n{}\nand\n{}", one.told, two.told);
+    }
+}
+
+/// The first seed that fails where something is broken.
+fn caught(breakage: Breakage) -> (u64, String) {
+    for seed in 0..400 {
+        if let Some(failure) = run(seed, Some(breakage)).failure {
+            eprintln!("{breakage:?} is caught by seed {seed}: {failure}");
+            return (seed, failure);
+        }
+    }
+    panic!("{breakage:?} is not caught");
+}
+
+#[test]
+fn a_disk_that_does_not_sync_cuts_is_caught() {
+    caught(Breakage::LyingDisk);
+}
+
+#[test]
+fn a_table_without_a_fence_is_caught() {
+    caught(Breakage::NoFence);
+}
+
+#[test]
+fn a_table_that_does_not_compare_is_caught() {
+    caught(Breakage::NoCompare);
+}
+
+#[test]
+fn an_acknowledgement_before_the_fsync_is_caught() {
+    caught(Breakage::EarlyAcknowledgement);
+}
+
+#[test]
+fn a_manifest_before_its_pieces_is_caught() {
+    caught(Breakage::PiecesLast);
+}
