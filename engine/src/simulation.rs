@@ -55,6 +55,10 @@ use world::World;
 enum Breakage {
     /// An fsync of the cut log returns without having done anything.
     LyingDisk,
+    /// The recorder says of every cut that it is on disk.
+    Hasty,
+    /// A sink asks the cut log of its own process only.
+    OwnLogOnly,
     /// The table lets every generation write.
     NoFence,
     /// The table does not compare the progress that it sets.

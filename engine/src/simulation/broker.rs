@@ -16,7 +16,7 @@ use super::feed::{rows, spec};
 use super::runner::Runner;
 use crate::connector::ConnectorError;
 use crate::journal::simulated::Simulated;
-use crate::journal::{Entry, Journal, JournalError, Kind, Reader};
+use crate::journal::{Disk, Entry, Journal, JournalError, Kind, Reader};
 use crate::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
 use crate::tasks::{Bell, Next, Running, Task, Tasks};
 use crate::time::MARK_END;
@@ -99,6 +99,21 @@ impl Broker {
                 state.disconnect();
             }
         }
+    }
+
+    /// The slots' disks have little room.
+    pub(super) fn fill(&self) {
+        for slot in &self.slots {
+            let state = lock(&slot.state);
+            let files = state.disk.list().unwrap_or_default();
+            let used: u64 = files.iter().map(|(_, size)| size).sum();
+            state.disk.capacity(Some(used as usize + slot.fate.index(100)));
+        }
+    }
+
+    /// They have room again.
+    pub(super) fn empty(&self) {
+        self.slots.iter().for_each(|slot| lock(&slot.state).disk.capacity(None));
     }
 
     /// Whether a process that still lives holds a slot.

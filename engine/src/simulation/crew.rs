@@ -1,6 +1,6 @@
 //! The workers of a set, one of which works at a time.
 //!
-//! Timely wants a thread for each worker of a cluster. So each has one, which waits for the baton:
+//! Timely wants a thread for each of several workers. So each has one, which waits for the baton:
 //! whoever gets it does one step and gives it back. Their clock is none: what a worker would do
 //! later it may do at its next step, so that nothing depends on how long anything takes.
 
@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use timely::CommunicationConfig as Communication;
-use timely::communication::{WorkerGuards, initialize_from};
+use timely::communication::allocator::Thread;
+use timely::communication::{Allocator, WorkerGuards, initialize_from};
 use timely::worker::Worker;
 
 use super::fate::lock;
@@ -33,10 +34,39 @@ pub(super) struct Seat {
 }
 
 /// One worker, as the scheduler sees it.
-struct Hand {
-    orders: Sender<Order>,
-    reports: Receiver<bool>,
-    ended: bool,
+enum Hand {
+    /// It is alone, so that it needs no thread of its own.
+    Near(Box<Desk>),
+    Far(Sender<Order>, Receiver<bool>),
+    Ended,
+}
+
+/// A worker with what it works on.
+struct Desk {
+    placed: Option<Placed>,
+    seat: Seat,
+    worker: Worker,
+}
+
+impl Desk {
+    fn of(seat: Seat, allocator: Allocator) -> Desk {
+        let worker = Worker::new(timely::WorkerConfig::default(), allocator, None);
+        Desk { placed: None, seat, worker }
+    }
+
+    /// Does a step; false once nothing is left to do.
+    fn step(&mut self) -> bool {
+        let Desk { placed, seat, worker } = self;
+        match placed {
+            None => {
+                let graph = (seat.graph)(worker.peers());
+                let Seat { job, control, place, .. } = seat;
+                *placed = Some(Placed::build(worker, graph, job, control, *place));
+                true
+            }
+            Some(placed) => placed.step(worker, Duration::ZERO),
+        }
+    }
 }
 
 /// The workers of a set.
@@ -48,25 +78,28 @@ pub(super) struct Crew {
 impl Crew {
     /// Starts them; each builds its dataflow at its first step. `bytes`: rows travel as bytes, as
     /// they do between processes.
-    pub(super) fn start(seats: Vec<Seat>, bytes: bool) -> Result<Crew, String> {
-        let communication = match seats.len() {
-            1 => Communication::Thread,
-            count if bytes => Communication::ProcessBinary(count),
-            count => Communication::Process(count),
-        };
+    pub(super) fn start(mut seats: Vec<Seat>, bytes: bool) -> Result<Crew, String> {
+        if seats.len() == 1
+            && let Some(seat) = seats.pop()
+        {
+            let desk = Box::new(Desk::of(seat, Allocator::Thread(Thread::default())));
+            return Ok(Crew { hands: vec![Hand::Near(desk)], guards: None });
+        }
+        let count = seats.len();
+        let communication =
+            if bytes { Communication::ProcessBinary(count) } else { Communication::Process(count) };
         let (builders, others) = communication.try_build()?;
         let (mut hands, mut places) = (Vec::new(), Vec::new());
         for seat in seats {
             let ((orders, theirs), (reports, ours)) = (channel(), channel());
-            hands.push(Hand { orders, reports: ours, ended: false });
+            hands.push(Hand::Far(orders, ours));
             places.push(Some((seat, theirs, reports)));
         }
         let places = Mutex::new(places);
-        let work = move |allocator: timely::communication::Allocator| {
+        let work = move |allocator: Allocator| {
             let place = lock(&places)[allocator.index()].take();
             if let Some((seat, orders, reports)) = place {
-                let worker = Worker::new(timely::WorkerConfig::default(), allocator, None);
-                serve(worker, seat, &orders, &reports);
+                serve(Desk::of(seat, allocator), &orders, &reports);
             }
         };
         let guards = Some(initialize_from(builders, others, work)?);
@@ -75,34 +108,38 @@ impl Crew {
 
     /// Whether a worker has done all that it can.
     pub(super) fn has_ended(&self, worker: usize) -> bool {
-        self.hands[worker].ended
+        matches!(self.hands[worker], Hand::Ended)
     }
 
     /// Whether all have.
     pub(super) fn is_done(&self) -> bool {
-        self.hands.iter().all(|hand| hand.ended)
+        (0..self.hands.len()).all(|worker| self.has_ended(worker))
     }
 
     /// Gives a worker the baton for a step.
     pub(super) fn step(&mut self, worker: usize) {
-        let hand = &mut self.hands[worker];
-        if hand.ended {
-            return;
-        }
-        let _ = hand.orders.send(Order::Step);
-        match hand.reports.recv() {
-            Ok(goes_on) => hand.ended = !goes_on,
-            Err(_) => panic!("worker {worker} has panicked"),
+        let goes_on = match &mut self.hands[worker] {
+            Hand::Ended => return,
+            Hand::Near(desk) => desk.step(),
+            Hand::Far(orders, reports) => {
+                let sent = orders.send(Order::Step).is_ok();
+                let report = reports.recv().ok().filter(|_| sent);
+                report.unwrap_or_else(|| panic!("worker {worker} has panicked"))
+            }
+        };
+        if !goes_on {
+            self.hands[worker] = Hand::Ended;
         }
     }
 
     /// A worker is no more; what it has is dropped.
     pub(super) fn end(&mut self, worker: usize) {
-        let hand = &mut self.hands[worker];
-        hand.ended = true;
-        if hand.orders.send(Order::Die).is_ok() {
+        let hand = std::mem::replace(&mut self.hands[worker], Hand::Ended);
+        if let Hand::Far(orders, reports) = hand
+            && orders.send(Order::Die).is_ok()
+        {
             // Until it has dropped what it had.
-            let _ = hand.reports.recv();
+            let _ = reports.recv();
         }
     }
 }
@@ -116,26 +153,13 @@ impl Drop for Crew {
     }
 }
 
-fn serve(mut worker: Worker, seat: Seat, orders: &Receiver<Order>, reports: &Sender<bool>) {
-    let mut placed = None;
+fn serve(mut desk: Desk, orders: &Receiver<Order>, reports: &Sender<bool>) {
     while let Ok(Order::Step) = orders.recv() {
-        let goes_on = match &placed {
-            None => {
-                let graph = (seat.graph)(worker.peers());
-                let Seat { job, control, place, .. } = &seat;
-                placed = Some(Placed::build(&mut worker, graph, job, control, *place));
-                true
-            }
-            Some(placed) => placed.step(&mut worker, Duration::ZERO),
-        };
-        if !goes_on {
-            // What it holds ends with it, as it does where a worker's thread ends.
-            drop((placed, seat, worker));
-            let _ = reports.send(false);
-            return;
+        if !desk.step() {
+            break;
         }
         let _ = reports.send(true);
     }
-    drop((placed, seat, worker));
+    drop(desk);
     let _ = reports.send(false);
 }

@@ -31,7 +31,8 @@ pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Fate {
     pub(super) fn of(seed: u64) -> Arc<Fate> {
-        let (whims, last) = (Whims(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)), VecDeque::new());
+        // Seeds that are neighbours must not be places in one sequence.
+        let (whims, last) = (Whims(Whims(seed).below(u64::MAX)), VecDeque::new());
         let state = State { whims, hash: 0xCBF2_9CE4_8422_2325, choices: 0, last };
         Arc::new(Fate { state: Mutex::new(state), now: AtomicI64::new(1_000) })
     }

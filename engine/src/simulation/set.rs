@@ -124,10 +124,9 @@ impl Set {
         outside: &Outside,
         generation: u64,
         processes: Vec<Process>,
-        threads: usize,
+        (threads, alone): (usize, bool),
         bytes: bool,
     ) -> Result<Set, String> {
-        let alone = processes.len() == 1;
         let seat = |worker: usize| {
             let process = &processes[worker / threads];
             let (outside, runner) = (outside.clone(), process.runner.clone());
@@ -172,6 +171,19 @@ impl Set {
         })
     }
 
+    /// How it stands.
+    pub(super) fn told(&self) -> String {
+        let mut told = format!("stopped: {}", self.stopped);
+        for control in self.processes.iter().filter_map(|process| process.control.as_ref()) {
+            let splits = control.splits().into_iter().map(|view| view.facts);
+            let splits: Vec<_> = splits.map(|f| (f.offset, f.mark, f.state)).collect();
+            let (notices, lags) = (control.notices(), control.lags());
+            told += &format!("; {notices:?} {lags:?} {splits:?}");
+        }
+        let able = (0..self.processes.len() * self.threads).filter(|w| !self.crew.has_ended(*w));
+        told + &format!("; workers left: {:?}", able.collect::<Vec<_>>())
+    }
+
     /// Processes that are not buried.
     pub(super) fn left(&self) -> Vec<usize> {
         let places = self.processes.iter().enumerate();
@@ -195,6 +207,15 @@ impl Set {
             process.control = None;
             process.life().end(End::Killed);
             process.runner.forget();
+        }
+    }
+
+    /// Whoever started the processes tells all of them to end once one does in the middle of
+    /// something.
+    pub(super) fn spread_interruption(&self) {
+        let controls = || self.processes.iter().filter_map(|process| process.control.as_ref());
+        if controls().any(|control| control.is_interrupted()) {
+            controls().for_each(|control| control.interrupt());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Breakage;
 use super::drive::Drive;
 use super::fate::{End, Life, Skewed};
 use super::runner::Runner;
@@ -10,9 +11,13 @@ use super::world::World;
 use crate::checkpoint::{Checkpointer, Loaded, Member, Wanted, load_named, load_newest};
 use crate::clock::ClockRef;
 use crate::connector::{ConnectorError, Remedy};
-use crate::cutlog::{Begin, Choice, CutLog, CutLogError, Recorder, Summary, choose};
+use crate::cut::CutPart;
+use crate::cutlog::{
+    Begin, Choice, CutLog, CutLogError, CutMemory, PastCuts, Recorder, Summary, choose,
+};
 use crate::job::{JobControl, Lasting};
 use crate::sink::{Author, Sink};
+use crate::source::Wake;
 use crate::store::JobStore;
 use crate::time::Epoch;
 
@@ -50,10 +55,12 @@ impl World {
         for place in (1..hosts.len()).rev() {
             hosts.swap(place, fate.index(place + 1));
         }
-        hosts.truncate(1 + fate.index(hosts.len()));
-        let threads = 1 + usize::from(hosts.len() < 3 && fate.once_in(2));
+        // One worker is simulated much faster than several.
+        let single = fate.once_in(2);
+        hosts.truncate(if single { 1 } else { 1 + fate.index(hosts.len()) });
+        let threads = 1 + usize::from(!single && hosts.len() < 3 && fate.once_in(2));
         let starter = Life::of(&fate);
-        if self.may_fail() && fate.once_in(4) {
+        if self.goes_wrong(4) {
             let end = if fate.once_in(2) { End::Power } else { End::Killed };
             starter.burn(fate.below(70), end);
             self.events.count("start breaks off");
@@ -73,6 +80,7 @@ impl World {
         self.newest = hosts.clone();
         let set = self.join(&begun, &hosts, threads)?;
         let Begun { generation, restored, .. } = begun;
+        self.events.count(if restored.is_some() { "from a checkpoint" } else { "by cuts alone" });
         fate.note(&format!(
             "generation {generation} begins on {hosts:?} x {threads}: {restored:?}"
         ));
@@ -170,7 +178,8 @@ impl World {
             processes.push(Process { runner, machine: *machine, clock, control: Some(control) });
         }
         let bytes = self.outside.fate.once_in(4);
-        Set::start(&self.outside, begun.generation, processes, threads, bytes)
+        let alone = hosts.len() == 1 || self.breakage == Some(Breakage::OwnLogOnly);
+        Set::start(&self.outside, begun.generation, processes, (threads, alone), bytes)
             .map_err(Refused::Wrong)
     }
 
@@ -191,7 +200,11 @@ impl World {
         let restored = name.map(|name| load_named(&store, name, wanted)).transpose()?.map(Arc::new);
         let tasks = runner.as_ref();
         let no_thread = |e: std::io::Error| Refused::Wrong(e.to_string());
-        let memory = Arc::new(Recorder::start_on(tasks, log, threads).map_err(no_thread)?);
+        let memory = Recorder::start_on(tasks, log, threads).map_err(no_thread)?;
+        let memory: Arc<dyn CutMemory> = match self.breakage {
+            Some(Breakage::Hasty) => Arc::new(Hasty(memory)),
+            _ => Arc::new(memory),
+        };
         let from = restored.as_ref().map(|loaded| &loaded.manifest);
         let checkpoints = Checkpointer::start_on(
             tasks,
@@ -239,4 +252,37 @@ fn settle(
         }
     }
     Ok(())
+}
+
+/// Breaks it: says of every cut that it is on disk.
+struct Hasty(Recorder);
+
+impl CutMemory for Hasty {
+    fn past(&self) -> PastCuts {
+        self.0.past()
+    }
+
+    fn keep(&self, epoch: Epoch, parts: &[CutPart]) {
+        self.0.keep(epoch, parts);
+    }
+
+    fn trim(&self, epoch: Epoch) {
+        self.0.trim(epoch);
+    }
+
+    fn is_durable(&self, _epoch: Epoch) -> bool {
+        true
+    }
+
+    fn on_durable(&self, wake: Wake) {
+        self.0.on_durable(wake);
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.0.failure()
+    }
+
+    fn notice(&self) -> Option<String> {
+        self.0.notice()
+    }
 }

@@ -75,6 +75,16 @@ fn a_disk_that_does_not_sync_cuts_is_caught() {
 }
 
 #[test]
+fn a_sink_that_does_not_wait_for_the_cut_log_is_caught() {
+    caught(Breakage::Hasty);
+}
+
+#[test]
+fn a_sink_that_waits_for_one_cut_log_of_several_is_caught() {
+    caught(Breakage::OwnLogOnly);
+}
+
+#[test]
 fn a_table_without_a_fence_is_caught() {
     caught(Breakage::NoFence);
 }

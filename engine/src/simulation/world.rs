@@ -39,7 +39,7 @@ pub(super) struct World {
     pub(super) interval: Millis,
     pub(super) segment: u64,
     pub(super) failing_syncs: u64,
-    lying: bool,
+    pub(super) breakage: Option<Breakage>,
     faults: u64,
     /// Until when disks are full and the store is away.
     full_until: Option<Millis>,
@@ -73,7 +73,6 @@ impl World {
             helps: fate.once_in(2),
             fate: fate.clone(),
         };
-        let lying = is(Breakage::LyingDisk);
         let mut world = World {
             machines: Vec::new(),
             newest: Vec::new(),
@@ -84,7 +83,7 @@ impl World {
             interval: fate.between(1, 60),
             segment: fate.between(200, 2_000) as u64,
             failing_syncs: if fate.once_in(4) { 60 } else { 0 },
-            lying,
+            breakage,
             faults: fate.below(6),
             full_until: None,
             away_until: None,
@@ -97,15 +96,16 @@ impl World {
     }
 
     fn machine(&self) -> Machine {
-        let disk = if self.lying { Simulated::lying() } else { Simulated::default() };
+        let lying = self.breakage == Some(Breakage::LyingDisk);
+        let disk = if lying { Simulated::lying() } else { Simulated::default() };
         Machine { disk: Arc::new(disk), user: None }
     }
 
-    /// Whether something more may go wrong; if so, it does.
-    pub(super) fn may_fail(&mut self) -> bool {
-        let may = self.faults > 0;
-        self.faults = self.faults.saturating_sub(1);
-        may
+    /// Whether something goes wrong now: once in `n` times, as long as it may.
+    pub(super) fn goes_wrong(&mut self, n: u64) -> bool {
+        let wrong = self.faults > 0 && self.outside.fate.once_in(n);
+        self.faults -= u64::from(wrong);
+        wrong
     }
 
     /// Runs to the end, and looks at the result.
@@ -114,7 +114,8 @@ impl World {
         while !self.turn()? {
             turns += 1;
             if turns > TURNS_MAX {
-                return Err(format!("no end within {TURNS_MAX} turns: {:?}", self.events.0));
+                let state = self.current.as_ref().map(Set::told).unwrap_or_default();
+                return Err(format!("no end within {TURNS_MAX} turns: {state}"));
             }
         }
         // What is left of old generations, and what was long on its way, changes nothing any more.
@@ -141,8 +142,8 @@ impl World {
                     tasks[fate.index(tasks.len())].step();
                 }
             }
-            82..87 => self.zombie_acts()?,
-            87..92 => self.outside.feed.grow(),
+            82..86 => self.zombie_acts()?,
+            86..92 => self.outside.feed.grow(),
             92..97 => self.outside.broker.act(&fate),
             97 => drop(self.outside.table.arrive() || self.outside.shelf.arrive()),
             98 if fate.once_in(2) => self.fault(),
@@ -170,6 +171,9 @@ impl World {
             self.events.count("fsync fails");
             self.break_up(place, End::Killed);
             return Ok(false);
+        }
+        if self.outside.fate.once_in(20) {
+            set.spread_interruption();
         }
         if !set.is_done() {
             return Ok(false);
@@ -246,7 +250,7 @@ impl World {
             self.bury_old(|set, at| set.generation == generation && at == place);
         }
         self.bury_old(|set, at| set.processes[at].life().ended().is_some());
-        if fate.once_in(40) {
+        if fate.once_in(80) {
             self.bury_old(|_, _| fate.once_in(2));
         }
         Ok(())
@@ -258,6 +262,7 @@ impl World {
         if self.full_until.is_some_and(|until| until <= now) {
             self.full_until = None;
             self.machines.iter().for_each(|machine| machine.disk.capacity(None));
+            self.outside.broker.empty();
         }
         if self.away_until.is_some_and(|until| until <= now) {
             self.away_until = None;
@@ -274,14 +279,15 @@ impl World {
         }
         self.faults -= 1;
         match fate.below(10) {
-            kind @ 0..=4 => {
+            kind @ 0..=3 => {
                 let end = if kind % 2 == 0 { End::Power } else { End::Killed };
                 let place = fate.index(set.processes.len());
                 set.processes[place].life().burn(fate.below(20), end);
                 self.lose_disk |= fate.once_in(3);
-                self.damage |= fate.once_in(3);
+                self.damage |= fate.once_in(2);
             }
-            5 => {
+            4 | 5 => {
+                self.outside.broker.fill();
                 let chosen = fate.index(set.processes.len());
                 let disk = &self.machines[set.processes[chosen].machine].disk;
                 let used: u64 = disk.list().unwrap_or_default().iter().map(|(_, size)| size).sum();
