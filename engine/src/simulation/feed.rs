@@ -27,6 +27,8 @@ pub(super) struct FeedSplit {
 pub(super) struct Feed {
     fate: Arc<Fate>,
     pub(super) splits: Vec<FeedSplit>,
+    /// Whether the splits are as files: whole, and opened only when they are wanted.
+    lazy: bool,
 }
 
 /// Rows in event time that runs on, with disorder and stragglers.
@@ -46,7 +48,7 @@ pub(super) fn rows(fate: &Fate, count: usize) -> Vec<Row> {
 }
 
 impl Feed {
-    pub(super) fn of(fate: &Arc<Fate>, splits: usize, rows_max: i64) -> Arc<Feed> {
+    pub(super) fn of(fate: &Arc<Fate>, splits: usize, rows_max: i64, lazy: bool) -> Arc<Feed> {
         let split = |_| {
             let rows = rows(fate, fate.between(0, rows_max) as usize);
             let mut at = fate.below(5);
@@ -56,10 +58,11 @@ impl Feed {
                 at - 1
             };
             let offsets = rows.iter().map(&mut offset).collect();
-            FeedSplit { rows, offsets, there: AtomicUsize::new(0) }
+            let there = AtomicUsize::new(if lazy { rows.len() } else { 0 });
+            FeedSplit { rows, offsets, there }
         };
         let splits = (0..splits).map(split).collect();
-        Arc::new(Feed { fate: fate.clone(), splits })
+        Arc::new(Feed { fate: fate.clone(), splits, lazy })
     }
 
     /// Some more rows become available.
@@ -98,12 +101,15 @@ impl Reader {
         }
         let split = &self.feed.splits[self.queue.split.number as usize];
         let there = split.there.load(Ordering::Relaxed);
+        if !self.queue.wanted() {
+            return Some(false);
+        }
         if self.at == split.rows.len() {
             self.queue.finish();
             return None;
         }
         self.queue.at_end(self.at == there);
-        if self.at == there || !self.queue.wanted() {
+        if self.at == there {
             return Some(false);
         }
         let to = there.min(self.at + 1 + self.feed.fate.below(CHUNK_ROWS) as usize);
@@ -144,7 +150,9 @@ struct Open {
 
 impl Source for FeedSource {
     fn splits(&self) -> Result<Vec<SplitSpec>, ConnectorError> {
-        Ok((0..self.feed.splits.len() as u64).map(|number| spec(number, "feed")).collect())
+        let lazy = self.feed.lazy;
+        let specs = (0..self.feed.splits.len() as u64).map(|number| spec(number, "feed"));
+        Ok(specs.map(|spec| SplitSpec { lazy, ..spec }).collect())
     }
 
     fn open(&self, queues: Vec<Arc<SplitQueue>>) -> Result<Box<dyn SourceHandle>, ConnectorError> {
@@ -168,8 +176,10 @@ impl Source for FeedSource {
         Ok(Box::new(Open { readers: Mutex::default(), stop: stop.clone(), running }))
     }
 
-    fn peek(&self, _split: &SplitSpec) -> Result<Option<Chunk>, ConnectorError> {
-        Ok(None)
+    fn peek(&self, split: &SplitSpec) -> Result<Option<Chunk>, ConnectorError> {
+        let rows = &self.feed.splits[split.number as usize].rows;
+        let first = &rows[..rows.len().min(3)];
+        Ok((!first.is_empty()).then(|| Chunk::plain(batch(first), 0)))
     }
 
     fn guarantee(&self) -> String {

@@ -32,6 +32,8 @@ pub(super) struct Outside {
     pub(super) shelf: Arc<Shelf>,
     pub(super) policy: EpochPolicy,
     pub(super) idle_timeout: Option<Millis>,
+    pub(super) advance_after: Option<Millis>,
+    pub(super) max_drift: Option<Millis>,
     pub(super) helps: bool,
 }
 
@@ -42,6 +44,16 @@ impl Outside {
 
     pub(super) fn table_sink(&self, life: &Arc<Life>) -> TableSink {
         TableSink { table: self.table.clone(), life: life.clone() }
+    }
+
+    /// More is there to be read.
+    pub(super) fn grow(&self) {
+        if self.broker.slots.is_empty() || self.fate.once_in(2) {
+            return self.feed.grow();
+        }
+        for _ in 0..=self.fate.below(3) {
+            self.broker.act(&self.fate);
+        }
     }
 
     fn sources(&self, runner: &Arc<Runner>) -> Vec<Arc<dyn Source>> {
@@ -76,8 +88,8 @@ impl Outside {
                 dead_letters: false,
                 idle_timeout: self.idle_timeout,
                 idle_on_disconnect: false,
-                max_drift: None,
-                advance_after: None,
+                max_drift: self.max_drift,
+                advance_after: self.advance_after,
             }));
         }
         let rows = if edges.len() > 1 { graph.union(edges) } else { edges[0] };
@@ -210,18 +222,23 @@ impl Set {
         }
     }
 
-    /// Whoever started the processes tells all of them to end once one does in the middle of
-    /// something.
-    pub(super) fn spread_interruption(&self) {
+    /// Whoever started the processes tells the others to stop where one does, and to end where one
+    /// has ended in the middle of something.
+    pub(super) fn spread(&self) {
         let controls = || self.processes.iter().filter_map(|process| process.control.as_ref());
+        if self.stopped {
+            controls().for_each(|control| control.stop());
+        }
         if controls().any(|control| control.is_interrupted()) {
             controls().for_each(|control| control.interrupt());
         }
     }
 
-    pub(super) fn stop(&mut self) {
+    /// A process is told to stop.
+    pub(super) fn stop(&mut self, fate: &Fate) {
         self.stopped = true;
-        self.processes.iter().filter_map(|p| p.control.as_ref()).for_each(|c| c.stop());
+        let process = &self.processes[fate.index(self.processes.len())];
+        process.control.iter().for_each(|control| control.stop());
     }
 
     /// A process's clock goes wrong, or stands for a while.

@@ -12,6 +12,26 @@ const TIME: Duration = Duration::from_secs(20);
 /// Failed seeds at which a test gives up.
 const FAILED_MAX: usize = 5;
 
+/// So many seeds show everything that can happen at least once.
+const ENOUGH: u64 = 500;
+/// What can happen.
+const EVENTS: [&str; 14] = [
+    "by cuts alone",
+    "checkpoint damaged",
+    "clock goes wrong",
+    "disk is full",
+    "disk lost",
+    "from a checkpoint",
+    "fsync fails",
+    "power goes",
+    "process killed",
+    "start breaks off",
+    "stop",
+    "store is away",
+    "unsound checkpoint passed over",
+    "zombie is told",
+];
+
 /// The seeds that were asked for, if any.
 fn asked() -> Option<Range<u64>> {
     let variable = |name| std::env::var(name).ok();
@@ -48,6 +68,8 @@ fn whatever_goes_wrong_each_row_is_there_once() {
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("{runs} seeds in {seconds:.1} s: {events:?}");
     assert_eq!(failed, [0_u64; 0], "seeds that failed");
+    let missing: Vec<_> = EVENTS.iter().filter(|what| !events.0.contains_key(**what)).collect();
+    assert!(runs < ENOUGH || missing.is_empty(), "these have never happened: {missing:?}");
 }
 
 #[test]

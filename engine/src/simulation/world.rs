@@ -63,13 +63,15 @@ impl World {
         };
         let guards = Guards { fence: !is(Breakage::NoFence), compare: !is(Breakage::NoCompare) };
         let outside = Outside {
-            feed: Feed::of(&fate, splits, 70),
+            feed: Feed::of(&fate, splits, 70, fate.once_in(5)),
             broker: Broker::of(&fate, pushed, 50, is(Breakage::EarlyAcknowledgement)),
             table: Table::of(&fate, guards),
             folder: Folder::of(&fate),
             shelf: Shelf::of(&fate, is(Breakage::PiecesLast)),
             policy,
             idle_timeout: fate.once_in(4).then(|| fate.between(5, 40)),
+            advance_after: fate.once_in(2).then(|| fate.between(0, 40)),
+            max_drift: fate.once_in(4).then(|| fate.between(0, 150)),
             helps: fate.once_in(2),
             fate: fate.clone(),
         };
@@ -113,6 +115,7 @@ impl World {
         let mut turns = 0;
         while !self.turn()? {
             turns += 1;
+            self.events.count("turn");
             if turns > TURNS_MAX {
                 let state = self.current.as_ref().map(Set::told).unwrap_or_default();
                 return Err(format!("no end within {TURNS_MAX} turns: {state}"));
@@ -129,7 +132,7 @@ impl World {
     /// One thing happens; true once all is done.
     fn turn(&mut self) -> Result<bool, String> {
         let fate = self.outside.fate.clone();
-        fate.pass(fate.between(0, 2));
+        fate.pass(fate.between(0, 4));
         self.recover();
         let Some(set) = &mut self.current else {
             return self.next_generation().map(|()| false);
@@ -143,11 +146,9 @@ impl World {
                 }
             }
             82..86 => self.zombie_acts()?,
-            86..92 => self.outside.feed.grow(),
-            92..97 => self.outside.broker.act(&fate),
-            97 => drop(self.outside.table.arrive() || self.outside.shelf.arrive()),
-            98 if fate.once_in(2) => self.fault(),
-            _ => {}
+            86..97 => self.outside.grow(),
+            97 | 98 => drop(self.outside.table.arrive() || self.outside.shelf.arrive()),
+            _ => self.fault(),
         }
         self.look_after()
     }
@@ -173,7 +174,7 @@ impl World {
             return Ok(false);
         }
         if self.outside.fate.once_in(20) {
-            set.spread_interruption();
+            set.spread();
         }
         if !set.is_done() {
             return Ok(false);
@@ -274,7 +275,7 @@ impl World {
     fn fault(&mut self) {
         let fate = self.outside.fate.clone();
         let Some(set) = &mut self.current else { return };
-        if set.stopped || self.faults == 0 {
+        if self.faults == 0 {
             return;
         }
         self.faults -= 1;
@@ -305,7 +306,7 @@ impl World {
                 self.events.count("clock goes wrong");
             }
             _ => {
-                set.stop();
+                set.stop(&fate);
                 self.events.count("stop");
             }
         }
