@@ -36,7 +36,7 @@ use crate::job::{JobControl, SinkCounters};
 use crate::keys::encode_value;
 use crate::rows::{Delta, Origin};
 use crate::sink::{Author, ShardEnd};
-use crate::time::{Epoch, MARK_NONE, Millis};
+use crate::time::{Epoch, MARK_END, MARK_NONE, Millis};
 
 /// Accepted and committed.
 pub(crate) type SinkProgress<'scope> = (StreamVec<'scope, Epoch, ()>, StreamVec<'scope, Epoch, ()>);
@@ -46,6 +46,8 @@ struct Pending {
     rows: Vec<Delta>,
     recorded_time: Option<Millis>,
     checkpoint: bool,
+    /// Whether all that there is was read, as the cuts say.
+    ended: bool,
 }
 
 struct SinkState {
@@ -59,6 +61,10 @@ struct SinkState {
     control: Arc<JobControl>,
     counters: Arc<SinkCounters>,
     recorded_time: Millis,
+    /// Whether the last epoch that was delivered is the last for ever. The cuts say so, to all
+    /// workers alike: a process that is told to stop a moment later than another must not take the
+    /// other's stop for the end.
+    ended: bool,
     finished: bool,
     /// Where several processes remember cuts: below this epoch all have them on disk.
     recorded: Option<Epoch>,
@@ -137,6 +143,9 @@ pub(crate) fn attach<'scope>(
         control: control.clone(),
         counters,
         recorded_time: MARK_NONE,
+        ended: control.restored().is_some_and(|loaded| {
+            is_end(loaded.manifest.cuts.sources.iter().map(|source| source.watermark))
+        }),
         finished: false,
         recorded: several.then_some(0),
     };
@@ -165,7 +174,13 @@ impl Pending {
     fn note(&mut self, facts: Option<&EpochFacts>) {
         self.recorded_time = facts.map(|facts| facts.recorded_time);
         self.checkpoint = facts.is_some_and(|facts| facts.checkpoint);
+        self.ended = facts.is_some_and(|facts| is_end(facts.watermarks.iter().copied()));
     }
+}
+
+/// Whether every source has ended, by their watermarks.
+fn is_end(mut watermarks: impl Iterator<Item = Millis>) -> bool {
+    watermarks.all(|watermark| watermark == MARK_END)
 }
 
 impl SinkState {
@@ -189,6 +204,7 @@ impl SinkState {
             }
             let pending = self.pending.remove(&epoch).unwrap_or_default();
             self.recorded_time = pending.recorded_time.unwrap_or(self.recorded_time);
+            self.ended |= pending.ended;
             self.deliver(epoch, pending.rows, pending.checkpoint);
         }
         None
@@ -246,7 +262,7 @@ impl SinkState {
         let failed = self.control.is_broken_off();
         if accepted == Epoch::MAX && !self.finished {
             self.finished = true;
-            let whole = !self.counts || !self.control.is_stopping();
+            let whole = !self.counts || self.ended;
             self.shards.values().for_each(|(s, _)| s.queue.finish(whole));
         }
         let progress: Vec<_> = self.shards.values().map(|(s, _)| s.queue.progress()).collect();
