@@ -23,6 +23,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::{DistributorPact, Pipeline};
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::progress::frontier::MutableAntichain;
 
 use super::adapter::least;
 use super::exchange::{Deal, Dealer, Shards};
@@ -119,19 +120,17 @@ pub(crate) fn attach<'scope>(
             let _ = activator.activate();
         })
     };
-    if let Some(memory) = control.memory().filter(|_| !several) {
+    // Several processes know by `recorded` what is on disk; that it never will be is seen here too.
+    if let Some(memory) = control.memory() {
         memory.on_durable(wake());
     }
     let counts = author.is_some();
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {
-        let report = counters.report.clone();
         let (sink, table) = (node.sink.clone(), node.table.clone());
-        let resumed = Resumed::of(control, number, shard);
-        let digest = resumed.digest;
-        counters.add_digest(digest);
-        let target = Target { sink, table, shard, author: author.clone(), number, resumed };
-        (shard, (Shard::start(target, report, control.clone(), wake()), digest))
+        let (author, resumed) = (author.clone(), Resumed::of(control, number, shard));
+        let target = Target { sink, table, shard, author, number, resumed };
+        (shard, start_shard(target, &counters, control, wake()))
     };
     let shards = mine.map(start).collect();
     let mut state = SinkState {
@@ -143,9 +142,7 @@ pub(crate) fn attach<'scope>(
         control: control.clone(),
         counters,
         recorded_time: MARK_NONE,
-        ended: control.restored().is_some_and(|loaded| {
-            is_end(loaded.manifest.cuts.sources.iter().map(|source| source.watermark))
-        }),
+        ended: has_ended(control),
         finished: false,
         recorded: several.then_some(0),
     };
@@ -158,16 +155,30 @@ pub(crate) fn attach<'scope>(
             facts_in.for_each(|capability, facts| {
                 state.pending(*capability.time()).note(facts.last());
             });
-            let (inputs, recorded) = frontiers.split_at(2);
-            let frontier = least(inputs);
-            state.recorded = several.then(|| least(recorded));
-            let waiting = state.accept(frontier);
-            if state.settle(frontier, waiting, held.as_mut()) {
+            if state.go_on(frontiers, held.as_mut()) {
                 held = None;
             }
         }
     });
     (accepted, committed)
+}
+
+/// A shard with the digest of what it had got.
+fn start_shard(
+    target: Target,
+    counters: &Arc<SinkCounters>,
+    control: &Arc<JobControl>,
+    wake: Box<dyn Fn() + Send>,
+) -> (Shard, u128) {
+    let digest = target.resumed.digest;
+    counters.add_digest(digest);
+    (Shard::start(target, counters.report.clone(), control.clone(), wake), digest)
+}
+
+/// Whether the job goes on from a checkpoint behind which nothing is.
+fn has_ended(control: &JobControl) -> bool {
+    let sources = control.restored().map(|loaded| &loaded.manifest.cuts.sources);
+    sources.is_some_and(|sources| is_end(sources.iter().map(|source| source.watermark)))
 }
 
 impl Pending {
@@ -186,6 +197,19 @@ fn is_end(mut watermarks: impl Iterator<Item = Millis>) -> bool {
 impl SinkState {
     fn pending(&mut self, epoch: Epoch) -> &mut Pending {
         self.pending.entry(epoch).or_default()
+    }
+
+    /// Does what the frontiers allow; true once everything is committed.
+    fn go_on(
+        &mut self,
+        frontiers: &[MutableAntichain<Epoch>],
+        held: Option<&mut Vec<Capability<Epoch>>>,
+    ) -> bool {
+        let (inputs, recorded) = frontiers.split_at(2);
+        let frontier = least(inputs);
+        self.recorded = self.recorded.map(|_| least(recorded));
+        let waiting = self.accept(frontier);
+        self.settle(frontier, waiting, held)
     }
 
     /// Hands complete epochs to the shards while these have room; gives the first that has to wait.

@@ -351,7 +351,11 @@ impl BrokerSource {
         let ingest = Ingest { slot, life, journal, stop, pending };
         for task in [Box::new(follow) as Box<dyn Task>, Box::new(ingest)] {
             let bell = Arc::new(Bell::default());
-            open.running.push(self.runner.start("slot".to_owned(), bell, task).unwrap());
+            open.running.push(
+                self.runner
+                    .start("slot".to_owned(), bell, task)
+                    .unwrap_or_else(|error| panic!("a simulated task always starts: {error}")),
+            );
         }
         Ok(())
     }

@@ -41,7 +41,8 @@ pub(super) fn batch(rows: &[Row]) -> RecordBatch {
     let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.time));
     let columns: Vec<Arc<dyn Array>> =
         vec![Arc::new(column(|row| row.key)), Arc::new(column(|row| row.value)), Arc::new(times)];
-    RecordBatch::try_new(schema(), columns).unwrap()
+    let rows = RecordBatch::try_new(schema(), columns);
+    rows.unwrap_or_else(|error| panic!("the columns are those of the schema: {error}"))
 }
 
 /// A line of the result: window end, key (late ones: −1 − key, under `MARK_END`), count, sum.

@@ -170,7 +170,8 @@ impl Source for FeedSource {
         }
         let start = |reader| {
             let task = Box::new(Reading { reader, stop: stop.clone() });
-            self.runner.start("reader".to_owned(), Arc::new(Bell::default()), task).unwrap()
+            let started = self.runner.start("reader".to_owned(), Arc::new(Bell::default()), task);
+            started.unwrap_or_else(|error| panic!("a simulated task always starts: {error}"))
         };
         let running = readers.into_iter().map(start).collect();
         Ok(Box::new(Open { readers: Mutex::default(), stop: stop.clone(), running }))

@@ -81,6 +81,13 @@ impl Runner {
         slots.iter().filter(|slot| slot.is_ready()).cloned().collect()
     }
 
+    /// The tasks as they stand.
+    pub(super) fn told(&self) -> String {
+        let slots = lock(&self.slots);
+        let told = slots.iter().map(|slot| format!("{} {:?}", slot.name, *lock(&slot.when)));
+        told.collect::<Vec<_>>().join(", ")
+    }
+
     /// The process is no more.
     pub(super) fn forget(&self) {
         let slots = std::mem::take(&mut *lock(&self.slots));

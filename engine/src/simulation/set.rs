@@ -186,7 +186,9 @@ impl Set {
     /// How it stands.
     pub(super) fn told(&self) -> String {
         let mut told = format!("stopped: {}", self.stopped);
-        for control in self.processes.iter().filter_map(|process| process.control.as_ref()) {
+        for process in &self.processes {
+            told += &format!("; {} at {}", process.runner.told(), process.life().fate.now());
+            let Some(control) = &process.control else { continue };
             let splits = control.splits().into_iter().map(|view| view.facts);
             let splits: Vec<_> = splits.map(|f| (f.offset, f.mark, f.state)).collect();
             let (notices, lags) = (control.notices(), control.lags());
@@ -224,9 +226,9 @@ impl Set {
 
     /// Whoever started the processes tells the others to stop where one does, and to end where one
     /// has ended in the middle of something.
-    pub(super) fn spread(&self) {
+    pub(super) fn spread(&self, fate: &Fate) {
         let controls = || self.processes.iter().filter_map(|process| process.control.as_ref());
-        if self.stopped {
+        if self.stopped && fate.once_in(6) {
             controls().for_each(|control| control.stop());
         }
         if controls().any(|control| control.is_interrupted()) {

@@ -82,7 +82,7 @@ impl World {
             old: Vec::new(),
             damaged: BTreeSet::new(),
             events: Events::default(),
-            interval: fate.between(1, 60),
+            interval: fate.between(1, 20),
             segment: fate.between(200, 2_000) as u64,
             failing_syncs: if fate.once_in(4) { 60 } else { 0 },
             breakage,
@@ -142,7 +142,11 @@ impl World {
             50..82 => {
                 let tasks = set.tasks();
                 if !tasks.is_empty() {
-                    tasks[fate.index(tasks.len())].step();
+                    let task = &tasks[fate.index(tasks.len())];
+                    for _ in 0..=fate.below(3) {
+                        // Done, or waiting: a step in vain is one that a bell may cause.
+                        task.step();
+                    }
                 }
             }
             82..86 => self.zombie_acts()?,
@@ -174,7 +178,7 @@ impl World {
             return Ok(false);
         }
         if self.outside.fate.once_in(20) {
-            set.spread();
+            set.spread(&self.outside.fate);
         }
         if !set.is_done() {
             return Ok(false);
@@ -359,7 +363,7 @@ impl World {
 
     /// Some bits of the newest checkpoint are not what they were, if the one before is whole.
     fn damage_a_checkpoint(&mut self) {
-        if !self.old.is_empty() || !std::mem::take(&mut self.damage) {
+        if !self.damage || !self.old.is_empty() {
             return;
         }
         let (shelf, life) = (self.outside.shelf.clone(), Life::of(&self.outside.fate));
@@ -375,6 +379,7 @@ impl World {
         let files = shelf.under(&start).into_iter().map(|(path, _)| path);
         let mut files: Vec<String> = files.filter(|path| path.ends_with(".pieces")).collect();
         files.push(newest.path());
+        self.damage = false;
         shelf.damage(&files[self.outside.fate.index(files.len())]);
         self.damaged.insert(newest);
         self.events.count("checkpoint damaged");
