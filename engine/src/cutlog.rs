@@ -53,8 +53,9 @@ use crate::time::Epoch;
 
 /// Size at which a segment of the log is followed by the next one.
 pub const SEGMENT_BYTES: u64 = 16 << 20;
-/// Every so many records it is noted where they stand, for trimming.
-const NOTED: u64 = 1_024;
+/// Every so many records it is noted where they stand, for trimming; in tests, which have few, more
+/// of them.
+const NOTED: u64 = if cfg!(test) { 16 } else { 1_024 };
 
 /// What can go wrong with a cut log.
 #[derive(Debug, Error)]

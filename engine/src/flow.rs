@@ -21,12 +21,16 @@ mod shard;
 mod sink;
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use timely::worker::Worker;
 
 pub use driver::EpochPolicy;
+
+use driver::Driver;
 
 use crate::graph::Graph;
 use crate::job::{Failure, JobControl};
@@ -91,27 +95,48 @@ impl Cluster {
     }
 }
 
+/// How long a worker without work sleeps at the most.
+const PARK: Duration = Duration::from_millis(100);
+
 type Channels = (Vec<timely::communication::AllocatorBuilder>, Box<dyn Any + Send>);
 
-fn run_worker(
-    worker: &mut Worker,
-    graph: Graph,
-    job: &JobInput,
-    control: &Arc<JobControl>,
-    cluster: &Cluster,
-) {
-    let dataflow = worker.next_dataflow_index();
-    let driver = install::install(worker, graph, job, control, cluster.is_alone());
-    control.is_built(cluster.threads.max(1));
-    while worker.has_dataflows() {
-        if control.is_broken_off() {
-            worker.drop_dataflow(dataflow);
-            break;
-        }
-        worker.step_or_park(Some(Duration::from_millis(100)));
+/// A job's dataflow on a worker.
+pub(crate) struct Placed {
+    dataflow: usize,
+    driver: Rc<RefCell<Driver>>,
+    control: Arc<JobControl>,
+}
+
+impl Placed {
+    /// Builds it. `threads`: how many workers its process has; `alone`: no other process has any.
+    pub(crate) fn build(
+        worker: &mut Worker,
+        graph: Graph,
+        job: &JobInput,
+        control: &Arc<JobControl>,
+        (threads, alone): (usize, bool),
+    ) -> Placed {
+        let dataflow = worker.next_dataflow_index();
+        let driver = install::install(worker, graph, job, control, alone);
+        control.is_built(threads.max(1));
+        Placed { dataflow, driver, control: control.clone() }
     }
-    if !control.is_broken_off() {
-        driver.borrow_mut().commit_all();
+
+    /// Lets the worker do something, or wait for so long for something to do. False: nothing is
+    /// left to do.
+    pub(crate) fn step(&self, worker: &mut Worker, wait: Duration) -> bool {
+        if !worker.has_dataflows() {
+            if !self.control.is_broken_off() {
+                self.driver.borrow_mut().commit_all();
+            }
+            return false;
+        }
+        if self.control.is_broken_off() {
+            worker.drop_dataflow(self.dataflow);
+            return false;
+        }
+        worker.step_or_park(Some(wait));
+        true
     }
 }
 
@@ -142,7 +167,11 @@ pub fn run(
             }
         };
         // A panic must not leave the other workers waiting: it fails the job like any other cause.
-        let steps = AssertUnwindSafe(|| run_worker(worker, graph, &job, &shared, &set));
+        let steps = AssertUnwindSafe(|| {
+            let place = (set.threads, set.is_alone());
+            let placed = Placed::build(worker, graph, &job, &shared, place);
+            while placed.step(worker, PARK) {}
+        });
         if let Err(panic) = catch_unwind(steps) {
             let message = format!("panicked: {}", panic_text(panic.as_ref()));
             shared.fail(Failure::Operator { operator: "worker".to_owned(), message });

@@ -13,6 +13,7 @@ use crate::cut::SplitFacts;
 use crate::cutlog::CutMemory;
 use crate::operator::{Counts, OperatorError};
 use crate::sink::{Author, SinkReport};
+use crate::tasks::{Tasks, Threads};
 use crate::time::Millis;
 
 /// Why a job failed: the first cause, not what followed from it.
@@ -165,6 +166,7 @@ pub struct JobControl {
     /// Whether sinks compute digests.
     pub digests: bool,
     lasting: Option<Lasting>,
+    tasks: Arc<dyn Tasks>,
     /// Whether some worker hands cuts to the memory.
     keeper: AtomicBool,
     stopping: AtomicBool,
@@ -196,20 +198,27 @@ fn list<T>(registry: &Registry<T>) -> Vec<(String, Arc<T>)> {
 impl JobControl {
     /// A job that has not started, and forgets its cuts.
     pub fn new(clock: ClockRef, digests: bool) -> Arc<JobControl> {
-        JobControl::start(clock, digests, None)
+        JobControl::start(clock, digests, None, Arc::new(Threads))
     }
 
     /// A job that has not started. It goes by the cuts that its memory has, makes more, and its
     /// sinks accept no epoch whose cut is not on disk.
     pub fn lasting(clock: ClockRef, digests: bool, lasting: Lasting) -> Arc<JobControl> {
-        JobControl::start(clock, digests, Some(lasting))
+        JobControl::start(clock, digests, Some(lasting), Arc::new(Threads))
     }
 
-    fn start(clock: ClockRef, digests: bool, lasting: Option<Lasting>) -> Arc<JobControl> {
+    /// The same, with something else than threads to run its sinks.
+    pub(crate) fn start(
+        clock: ClockRef,
+        digests: bool,
+        lasting: Option<Lasting>,
+        tasks: Arc<dyn Tasks>,
+    ) -> Arc<JobControl> {
         Arc::new(JobControl {
             clock,
             digests,
             lasting,
+            tasks,
             keeper: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
@@ -222,6 +231,11 @@ impl JobControl {
             notices: Mutex::default(),
             lags: Mutex::default(),
         })
+    }
+
+    /// What runs the job's sinks.
+    pub(crate) fn tasks(&self) -> &dyn Tasks {
+        self.tasks.as_ref()
     }
 
     /// What remembers the job's cuts.

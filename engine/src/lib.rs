@@ -18,8 +18,12 @@ pub mod keys;
 pub mod marks;
 pub mod operator;
 pub mod rows;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod simulation;
 pub mod sink;
 pub mod source;
 pub mod state;
 pub mod store;
+mod tasks;
 pub mod time;

@@ -1,10 +1,12 @@
-//! The thread that makes checkpoints of what operators, sinks and cuts give.
+//! The task that makes checkpoints of what operators, sinks and cuts give.
+//!
+//! One step puts, looks for or removes one object at the most, but for what is read to know what
+//! may go: so a task never holds its thread for longer than the store takes for a few requests.
 
 use arrow::ipc::writer::StreamWriter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::parts::{Behind, Member, Part, prefix};
@@ -17,6 +19,7 @@ use crate::journal::crc32c;
 use crate::keys::KeyGroups;
 use crate::state::{PieceId, PieceRef, Pieces, StatePart};
 use crate::store::{JobStore, number_in, seal};
+use crate::tasks::{Bell, Next, Running, Task, Tasks, Threads};
 use crate::time::{Epoch, Millis};
 
 /// Bytes of a file of pieces at which the next one begins.
@@ -121,7 +124,7 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
-    news: Condvar,
+    bell: Arc<Bell>,
     next_piece: Arc<AtomicU64>,
     counters: CheckpointCounters,
     interval: Millis,
@@ -137,11 +140,11 @@ impl Shared {
 /// Makes a job's checkpoints: on process 0 whole ones, on any other its part of them.
 pub struct Checkpointer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    running: Option<Box<dyn Running>>,
 }
 
 impl Checkpointer {
-    /// Starts the thread. `from`: the checkpoint that the job was restored from; `interval`: the
+    /// Starts the task. `from`: the checkpoint that the job was restored from; `interval`: the
     /// least time between two, in milliseconds; `member`: which process this is.
     ///
     /// # Errors
@@ -154,11 +157,25 @@ impl Checkpointer {
         memory: Arc<dyn CutMemory>,
         member: Member,
     ) -> std::io::Result<Checkpointer> {
+        Checkpointer::start_on(&Threads, store, generation, from, interval, memory, member)
+    }
+
+    /// The same, run by these.
+    pub(crate) fn start_on(
+        tasks: &dyn Tasks,
+        store: JobStore,
+        generation: u64,
+        from: Option<&Manifest>,
+        interval: Millis,
+        memory: Arc<dyn CutMemory>,
+        member: Member,
+    ) -> std::io::Result<Checkpointer> {
         let next_piece = member.first_piece(from.map_or(1, |manifest| manifest.next_piece));
         let known = from.into_iter().flat_map(|manifest| &manifest.pieces);
+        let bell = Arc::new(Bell::default());
         let shared = Arc::new(Shared {
             state: Mutex::default(),
-            news: Condvar::new(),
+            bell: bell.clone(),
             next_piece: Arc::new(AtomicU64::new(next_piece)),
             counters: CheckpointCounters::default(),
             interval,
@@ -167,15 +184,15 @@ impl Checkpointer {
         let writer = Writer {
             store,
             generation,
-            shared: shared.clone(),
+            alarm: Alarm(shared.clone()),
             memory,
             known: known.map(|piece| (piece.id, piece.clone())).collect(),
             sound: from.into_iter().map(Manifest::name).collect(),
             behind: Behind::from(from),
+            doing: None,
         };
-        let thread = std::thread::Builder::new().name("checkpoints".to_owned());
-        let thread = thread.spawn(move || writer.run())?;
-        Ok(Checkpointer { shared, thread: Some(thread) })
+        let running = tasks.start("checkpoints".to_owned(), bell, Box::new(writer))?;
+        Ok(Checkpointer { shared, running: Some(running) })
     }
 
     /// Says that this owner gives pieces on this worker, before any epoch is complete.
@@ -222,7 +239,8 @@ impl Checkpointer {
         let all = making.cuts.is_some() && making.given.len() == state.owners.len();
         if all && let Some(making) = state.making.remove(&epoch) {
             state.ready = Some(making);
-            self.shared.news.notify_all();
+            drop(state);
+            self.shared.bell.ring();
         }
     }
 
@@ -271,10 +289,9 @@ impl Checkpointer {
 impl Drop for Checkpointer {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
-        self.shared.news.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic shows as a failure.
-            let _ = thread.join();
+        self.shared.bell.ring();
+        if let Some(running) = self.running.take() {
+            running.join();
         }
     }
 }
@@ -282,13 +299,15 @@ impl Drop for Checkpointer {
 struct Writer {
     store: JobStore,
     generation: u64,
-    shared: Arc<Shared>,
     memory: Arc<dyn CutMemory>,
     /// Pieces that the newest checkpoint names, as far as they may be this process's.
     known: BTreeMap<PieceId, PieceRecord>,
     /// Checkpoints that this process has made, or has read whole.
     sound: BTreeSet<Name>,
     behind: Behind,
+    doing: Option<Doing>,
+    #[allow(dead_code, reason = "tells of a panic when it is dropped")]
+    alarm: Alarm,
 }
 
 /// Files of pieces as they are filled.
@@ -337,9 +356,9 @@ impl Files {
 }
 
 /// A panic must not leave the job without checkpoints in silence.
-struct Alarm<'a>(&'a Shared);
+struct Alarm(Arc<Shared>);
 
-impl Drop for Alarm<'_> {
+impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let error = ConnectorError::fatal("the thread that writes checkpoints has panicked");
@@ -348,35 +367,167 @@ impl Drop for Alarm<'_> {
     }
 }
 
-impl Writer {
-    fn run(mut self) {
-        let shared = self.shared.clone();
-        let _alarm = Alarm(&shared);
-        loop {
-            let mut state = shared.lock();
-            let idle = |state: &mut State| state.ready.is_none() && !state.stop;
-            let waited = shared.news.wait_while(state, idle);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
-            if state.stop {
-                return;
+/// A checkpoint that is being written.
+struct Doing {
+    made: Made,
+    stage: Stage,
+    bytes: u64,
+    began: Stopwatch,
+    paused: Duration,
+    /// The next pause after an error, and the next one while something is waited for.
+    pause: Duration,
+    look: Duration,
+}
+
+/// What is to be done next.
+enum Stage {
+    /// The n-th file is to be put.
+    File(usize),
+    /// The part of this process is to be looked for and added.
+    Gather(usize),
+    /// What names the files is to be put.
+    Name,
+    /// It exists; what is not needed any more is to be found.
+    Tidy,
+    /// These may be removed, the last one first.
+    Remove(Vec<String>),
+}
+
+/// What a step of writing has come to.
+enum Step {
+    Go(Stage),
+    /// Nothing is there yet.
+    NotYet,
+    Made,
+}
+
+impl Task for Writer {
+    fn step(&mut self, _timed_out: bool) -> Next {
+        let mut state = self.alarm.0.lock();
+        // What is under way is finished, unless there is something to wait for.
+        let stop = state.stop;
+        let Some(mut doing) = self.doing.take() else {
+            if stop {
+                return Next::Done;
             }
-            let Some(making) = state.ready.take() else { continue };
+            let Some(making) = state.ready.take() else { return Next::Wait(None) };
             drop(state);
-            let (began, paused) = (making.began, making.paused);
-            let done = self.make(making).and_then(|made| self.keep_trying(made));
-            let mut state = shared.lock();
-            match done {
-                Ok(Some(bytes)) => self.count(bytes, began.elapsed(), paused),
-                Ok(None) => return,
-                Err(error) => state.failure = Some(error),
+            match self.begin(making) {
+                Ok(doing) => self.doing = Some(doing),
+                Err(error) => self.end(Some(error)),
             }
-            state.busy = false;
+            return Next::Again;
+        };
+        drop(state);
+        match self.go_on(&mut doing) {
+            Ok(Step::Go(stage)) => {
+                self.doing = Some(Doing { stage, pause: PAUSE_FIRST, look: LOOK_FIRST, ..doing });
+                Next::Again
+            }
+            Ok(Step::NotYet) if stop => Next::Done,
+            Ok(Step::NotYet) => {
+                let wait = doing.look;
+                let look = (wait * 2).min(LOOK_MAX);
+                self.doing = Some(Doing { look, ..doing });
+                Next::Wait(Some(wait))
+            }
+            Ok(Step::Made) => {
+                self.count(doing.bytes, doing.began.elapsed(), doing.paused);
+                self.end(None);
+                Next::Again
+            }
+            Err(Trouble::Final(error)) => {
+                self.end(Some(error));
+                Next::Again
+            }
+            Err(Trouble::Store(error)) if matches!(doing.stage, Stage::Tidy | Stage::Remove(_)) => {
+                // What cannot be removed now is left to the next one: this one exists.
+                let text = format!("old checkpoints cannot be removed: {error}");
+                self.count(doing.bytes, doing.began.elapsed(), doing.paused);
+                self.end(None);
+                self.alarm.0.lock().notice = Some(text);
+                Next::Again
+            }
+            Err(Trouble::Store(_)) if stop => Next::Done,
+            Err(Trouble::Store(error)) => {
+                self.alarm.0.lock().notice = Some(format!("the checkpoint waits: {error}"));
+                let wait = doing.pause;
+                let pause = (wait * 2).min(PAUSE_MAX);
+                self.doing = Some(Doing { pause, ..doing });
+                Next::Wait(Some(wait))
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Another one may be asked for, unless this one failed for good.
+    fn end(&mut self, failure: Option<ConnectorError>) {
+        let mut state = self.alarm.0.lock();
+        state.busy = false;
+        match failure {
+            None => state.notice = None,
+            failure => state.failure = failure,
+        }
+    }
+
+    fn begin(&self, making: Making) -> Result<Doing, ConnectorError> {
+        let (began, paused) = (making.began, making.paused);
+        let made = self.make(making)?;
+        let (pause, look) = (PAUSE_FIRST, LOOK_FIRST);
+        Ok(Doing { made, stage: Stage::File(0), bytes: 0, began, paused, pause, look })
+    }
+
+    /// Does what is next.
+    fn go_on(&mut self, doing: &mut Doing) -> Result<Step, Trouble> {
+        let (member, objects) = (self.alarm.0.member, self.store.objects().clone());
+        match &mut doing.stage {
+            Stage::File(n) => {
+                let Some((name, content)) = doing.made.files.get(*n) else {
+                    let first = if member.process > 0 { member.processes } else { 1 };
+                    return Ok(Step::Go(Stage::Gather(first)));
+                };
+                objects.put(name, content.clone())?;
+                doing.bytes += content.len() as u64;
+                Ok(Step::Go(Stage::File(*n + 1)))
+            }
+            Stage::Gather(process) if *process >= member.processes => {
+                self.is_newest()?;
+                Ok(Step::Go(Stage::Name))
+            }
+            Stage::Gather(process) => {
+                let of_process = doing.made.part.of(*process, &self.store)?;
+                let Some(part) = of_process else { return Ok(Step::NotYet) };
+                doing.made.others.push(part);
+                Ok(Step::Go(Stage::Gather(*process + 1)))
+            }
+            Stage::Name => {
+                doing.bytes += self.name(&doing.made)?;
+                let known = doing.made.part.pieces.iter();
+                self.known = known.map(|piece| (piece.id, piece.clone())).collect();
+                Ok(Step::Go(Stage::Tidy))
+            }
+            Stage::Tidy if member.process > 0 => {
+                let Made { part, cuts, .. } = &doing.made;
+                let asked = Retained { epoch: part.epoch, splits: cuts.facts() };
+                if let Some(oldest) = self.behind.next(asked) {
+                    self.retain(oldest);
+                }
+                Ok(Step::Made)
+            }
+            Stage::Tidy => Ok(Step::Go(Stage::Remove(self.collect()?))),
+            Stage::Remove(paths) => {
+                let Some(path) = paths.last() else { return Ok(Step::Made) };
+                objects.delete(path)?;
+                paths.pop();
+                Ok(Step::Go(Stage::Remove(std::mem::take(paths))))
+            }
         }
     }
 
     fn count(&self, bytes: u64, took: Duration, paused: Duration) {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let counters = &self.shared.counters;
+        let counters = &self.alarm.0.counters;
         counters.made.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         counters.last_bytes.store(bytes, Ordering::Relaxed);
@@ -388,7 +539,7 @@ impl Writer {
     /// This process's part, and the files that it needs.
     fn make(&self, making: Making) -> Result<Made, ConnectorError> {
         let (generation, epoch) = (self.generation, making.epoch);
-        let prefix = prefix(generation, epoch, self.shared.member.process);
+        let prefix = prefix(generation, epoch, self.alarm.0.member.process);
         let mut files = Files { prefix, number: 0, open: Vec::new(), full: Vec::new() };
         let mut pieces = Vec::new();
         for ((owner, _), given) in making.given {
@@ -418,64 +569,26 @@ impl Writer {
             format: FORMAT,
             generation,
             epoch,
-            next_piece: self.shared.next_piece.load(Ordering::Relaxed),
+            next_piece: self.alarm.0.next_piece.load(Ordering::Relaxed),
             shards: making.digests.into_iter().map(record).collect(),
             pieces,
         };
-        Ok(Made { part, cuts: making.cuts.unwrap_or_default(), files: files.full })
+        let cuts = making.cuts.unwrap_or_default();
+        Ok(Made { part, cuts, files: files.full, others: Vec::new() })
     }
 
-    /// Writes until it works; `None` where the job has ended meanwhile.
-    fn keep_trying(&mut self, made: Made) -> Result<Option<u64>, ConnectorError> {
-        let mut pause = PAUSE_FIRST;
-        loop {
-            let error = match self.write(&made) {
-                Ok(None) => return Ok(None),
-                Ok(Some(bytes)) => return self.tidy_up(made).map(|()| Some(bytes)),
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Store(error)) => error,
-            };
-            if !self.pause(pause, Some(format!("the checkpoint waits: {error}"))) {
-                return Ok(None);
-            }
-            pause = (pause * 2).min(PAUSE_MAX);
+    /// Puts what names the files: a part, or the manifest of all parts; gives its bytes.
+    fn name(&mut self, made: &Made) -> Result<u64, Trouble> {
+        let member = self.alarm.0.member;
+        if member.process > 0 {
+            return self.put(&made.part.path(member.process), &made.part);
         }
-    }
-
-    /// Waits; false where the job has ended meanwhile.
-    fn pause(&self, pause: Duration, notice: Option<String>) -> bool {
-        let mut state = self.shared.lock();
-        if notice.is_some() {
-            state.notice = notice;
-        }
-        let waited = self.shared.news.wait_timeout_while(state, pause, |state| !state.stop);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.stop
-    }
-
-    /// Writes the files, then what names them; `None` where the job has ended meanwhile.
-    fn write(&mut self, made: &Made) -> Result<Option<u64>, Trouble> {
-        let mut bytes = 0;
-        for (name, content) in &made.files {
-            // Not written where an attempt before this one was.
-            self.store.objects().put(name, content.clone())?;
-            bytes += content.len() as u64;
-        }
-        let member = self.shared.member;
-        let path = if member.process > 0 {
-            self.is_newest()?;
-            bytes += self.put(&made.part.path(member.process), &made.part)?;
-            None
-        } else {
-            let Some(whole) = self.gather(&made.part)? else { return Ok(None) };
-            self.is_newest()?;
-            let manifest = whole.into_manifest(made.cuts.clone(), member.workers);
-            bytes += self.put(&manifest.name().path(), &manifest)?;
-            Some(manifest.name())
-        };
-        self.sound.extend(path);
-        let known = made.part.pieces.iter();
-        self.known = known.map(|piece| (piece.id, piece.clone())).collect();
-        Ok(Some(bytes))
+        let mut whole = made.part.clone();
+        made.others.iter().for_each(|part| whole.add(part.clone()));
+        let manifest = whole.into_manifest(made.cuts.clone(), member.workers);
+        let bytes = self.put(&manifest.name().path(), &manifest)?;
+        self.sound.insert(manifest.name());
+        Ok(bytes)
     }
 
     fn put<T: serde::Serialize>(&self, path: &str, value: &T) -> Result<u64, Trouble> {
@@ -487,51 +600,10 @@ impl Writer {
         Ok(bytes)
     }
 
-    /// All parts together, once they are there; `None` where the job has ended meanwhile.
-    fn gather(&self, own: &Part) -> Result<Option<Part>, Trouble> {
-        let mut whole = own.clone();
-        for process in 1..self.shared.member.processes {
-            let mut pause = LOOK_FIRST;
-            loop {
-                if let Some(part) = own.of(process, &self.store)? {
-                    whole.add(part);
-                    break;
-                }
-                if !self.pause(pause, None) {
-                    return Ok(None);
-                }
-                pause = (pause * 2).min(LOOK_MAX);
-            }
-        }
-        Ok(Some(whole))
-    }
-
-    /// Removes what is not needed any more. What cannot be removed now is left to the next
-    /// checkpoint: this one exists.
-    fn tidy_up(&mut self, made: Made) -> Result<(), ConnectorError> {
-        if self.shared.member.process > 0 {
-            let asked = Retained { epoch: made.part.epoch, splits: made.cuts.facts() };
-            if let Some(oldest) = self.behind.next(asked) {
-                self.retain(oldest);
-            }
-            self.shared.lock().notice = None;
-            return Ok(());
-        }
-        let notice = match self.collect() {
-            Ok(()) => None,
-            Err(Trouble::Final(error)) => return Err(error),
-            Err(Trouble::Store(error)) => {
-                Some(format!("old checkpoints cannot be removed: {error}"))
-            }
-        };
-        self.shared.lock().notice = notice;
-        Ok(())
-    }
-
     /// Nothing from before this checkpoint is needed any more.
     fn retain(&self, oldest: Arc<Retained>) {
         self.memory.trim(oldest.epoch);
-        self.shared.lock().retained = Some(oldest);
+        self.alarm.0.lock().retained = Some(oldest);
     }
 
     fn is_newest(&self) -> Result<(), Trouble> {
@@ -543,38 +615,36 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes what is no longer needed, here and in the cut log.
-    fn collect(&mut self) -> Result<(), Trouble> {
+    /// Finds what is no longer needed, the last to go first, and lets go of it in the cut log.
+    fn collect(&mut self) -> Result<Vec<String>, Trouble> {
         let objects = self.store.objects().clone();
         let (manifests, files) = (objects.list("checkpoints")?, objects.list("pieces")?);
         let generations = self.store.generations()?;
-        let Some(kept) = to_keep(&manifests, &generations, &self.sound) else { return Ok(()) };
+        let kept = to_keep(&manifests, &generations, &self.sound);
+        let Some(kept) = kept else { return Ok(Vec::new()) };
         let mut named = BTreeSet::new();
         let mut oldest: Option<Manifest> = None;
         for name in kept.iter().rev() {
             let bytes = objects.get(&name.path())?.unwrap_or_default();
             // What cannot be read names nothing, so nothing is removed.
-            let Ok(manifest) = load::parse(&bytes) else { return Ok(()) };
+            let Ok(manifest) = load::parse(&bytes) else { return Ok(Vec::new()) };
             named.extend(manifest.pieces.iter().map(|piece| piece.file.clone()));
             oldest = Some(manifest);
         }
+        // Claims that no checkpoint is older than say nothing any more.
+        let least = kept.iter().map(|name| name.generation).min().unwrap_or(0);
+        let mut claims = objects.list("generations")?;
+        claims.retain(|path| number_in(path).is_some_and(|number| number < least));
         self.is_newest()?;
         self.sound.retain(|name| kept.contains(name));
         if let Some(oldest) = oldest {
             let splits = oldest.cuts.facts();
             self.retain(Arc::new(Retained { epoch: oldest.epoch, splits }));
         }
-        for path in to_collect(&manifests, &files, &kept, &named, self.generation) {
-            objects.delete(&path)?;
-        }
-        // Claims that no checkpoint is older than say nothing any more.
-        let least = kept.iter().map(|name| name.generation).min().unwrap_or(0);
-        for path in objects.list("generations")? {
-            if number_in(&path).is_some_and(|number| number < least) {
-                objects.delete(&path)?;
-            }
-        }
-        Ok(())
+        let mut paths = to_collect(&manifests, &files, &kept, &named, self.generation);
+        paths.extend(claims);
+        paths.reverse();
+        Ok(paths)
     }
 }
 
@@ -582,6 +652,8 @@ struct Made {
     part: Part,
     cuts: CutSnapshot,
     files: Vec<(String, Vec<u8>)>,
+    /// The parts of the processes that follow, as far as they were found.
+    others: Vec<Part>,
 }
 
 /// Why a checkpoint was not written.

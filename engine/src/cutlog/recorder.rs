@@ -1,13 +1,13 @@
-//! What a running job does with its cuts: the thread that brings them to disk.
+//! What a running job does with its cuts: the task that brings them to disk.
 //!
 //! # Invariant
 //! [`Recorder::is_durable`] says yes to an epoch only when its cut, and all before it, are on disk.
 //! Cuts reach the log in the order of their epochs, each once, whatever failed in between.
 //!
 //! # Argument
-//! One worker of a process hands over each cut as it resolves it, in order. The thread takes all
+//! One worker of a process hands over each cut as it resolves it, in order. The task takes all
 //! that wait, appends them and syncs once, so that a slow disk makes groups, not a queue. Where
-//! that fails the log has forgotten the whole group, and the thread still has it: it tries again
+//! that fails the log has forgotten the whole group, and the task still has it: it tries again
 //! until it succeeds. After a failed fsync nobody knows what is on disk: the job fails.
 //!
 //! # Limits
@@ -15,14 +15,14 @@
 //! is not durable; but for epochs without rows, of which there is one a second.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Cut, CutLog, CutLogError, Cuts};
 use crate::cut::CutPart;
 use crate::journal::JournalError;
 use crate::source::Wake;
+use crate::tasks::{Bell, Next, Running, Task, Tasks, Threads};
 use crate::time::Epoch;
 
 /// The pause before another attempt to write.
@@ -69,7 +69,7 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
-    news: Condvar,
+    bell: Arc<Bell>,
     wakes: Mutex<Vec<Wake>>,
 }
 
@@ -83,11 +83,11 @@ impl Shared {
     }
 }
 
-/// A cut log with the thread that writes it.
+/// A cut log with the task that writes it.
 pub struct Recorder {
     shared: Arc<Shared>,
     past: Mutex<Vec<Cuts>>,
-    thread: Option<JoinHandle<()>>,
+    running: Option<Box<dyn Running>>,
 }
 
 impl Recorder {
@@ -97,28 +97,34 @@ impl Recorder {
     /// # Errors
     /// No thread can be started.
     pub fn start(log: CutLog, workers: usize) -> std::io::Result<Recorder> {
+        Recorder::start_on(&Threads, log, workers)
+    }
+
+    /// The same, run by these.
+    pub(crate) fn start_on(
+        tasks: &dyn Tasks,
+        log: CutLog,
+        workers: usize,
+    ) -> std::io::Result<Recorder> {
         let last = log.summary().last;
         let past = (0..workers).map(|_| log.cuts()).collect();
         let state = State { taken: last, durable: last, ..State::default() };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            news: Condvar::new(),
-            wakes: Mutex::default(),
-        });
-        let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name("cut-log".to_owned());
-        let thread = thread.spawn(move || write(log, &theirs))?;
-        Ok(Recorder { shared, past: Mutex::new(past), thread: Some(thread) })
+        let bell = Arc::new(Bell::default());
+        let (state, wakes) = (Mutex::new(state), Mutex::default());
+        let shared = Arc::new(Shared { state, bell: bell.clone(), wakes });
+        let alarm = Alarm(shared.clone());
+        let writer = Writer { log, group: Vec::new(), alarm };
+        let running = tasks.start("cut-log".to_owned(), bell, Box::new(writer))?;
+        Ok(Recorder { shared, past: Mutex::new(past), running: Some(running) })
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
-        self.shared.news.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic shows as a failure to record.
-            let _ = thread.join();
+        self.shared.bell.ring();
+        if let Some(running) = self.running.take() {
+            running.join();
         }
     }
 }
@@ -141,7 +147,8 @@ impl CutMemory for Recorder {
         }
         state.taken = Some(epoch);
         state.waiting.push_back((epoch, parts.to_vec()));
-        self.shared.news.notify_all();
+        drop(state);
+        self.shared.bell.ring();
     }
 
     fn trim(&self, epoch: Epoch) {
@@ -166,10 +173,10 @@ impl CutMemory for Recorder {
     }
 }
 
-/// Tells should the thread panic: sinks must not wait for ever.
-struct Alarm<'a>(&'a Shared);
+/// Tells should the task panic: sinks must not wait for ever.
+struct Alarm(Arc<Shared>);
 
-impl Drop for Alarm<'_> {
+impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.lock().failure = Some("the thread that writes the cut log has panicked".into());
@@ -178,54 +185,51 @@ impl Drop for Alarm<'_> {
     }
 }
 
-fn write(mut log: CutLog, shared: &Shared) {
-    let _alarm = Alarm(shared);
-    let mut group: Vec<(Epoch, Vec<CutPart>)> = Vec::new();
-    loop {
+/// Writes the log.
+struct Writer {
+    log: CutLog,
+    /// Taken, and not on disk yet.
+    group: Vec<(Epoch, Vec<CutPart>)>,
+    alarm: Alarm,
+}
+
+impl Task for Writer {
+    fn step(&mut self, _timed_out: bool) -> Next {
+        let shared = &self.alarm.0;
         let mut state = shared.lock();
-        if group.is_empty() {
-            let idle = |state: &mut State| state.waiting.is_empty() && !state.stop;
-            let waited = shared.news.wait_while(state, idle);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
+        self.group.extend(state.waiting.drain(..));
+        if self.group.is_empty() {
+            return if state.stop { Next::Done } else { Next::Wait(None) };
         }
-        group.extend(state.waiting.drain(..));
         let trim = state.trim.take();
-        if group.is_empty() {
-            return;
-        }
         drop(state);
-        let done = append(&mut log, &group);
+        let done = append(&mut self.log, &self.group);
         if let Some(epoch) = trim.filter(|_| done.is_ok())
-            && let Err(error) = log.trim(epoch)
+            && let Err(error) = self.log.trim(epoch)
         {
             // What stays does no harm; the next checkpoint tries again.
             tracing::warn!(%error, "the cut log could not be trimmed");
         }
         let mut state = shared.lock();
-        match done {
+        let next = match done {
             Ok(()) => {
-                state.durable = group.last().map(|(epoch, _)| *epoch);
+                state.durable = self.group.last().map(|(epoch, _)| *epoch);
                 state.notice = None;
-                group.clear();
+                self.group.clear();
+                Next::Again
             }
-            Err(CutLogError::Journal(error @ JournalError::Io { .. })) if !log.is_unsure() => {
+            Err(CutLogError::Journal(error @ JournalError::Io { .. })) if !self.log.is_unsure() => {
                 state.notice = Some(format!("the cut log waits: {error}"));
-                if state.stop {
-                    return;
-                }
-                drop(state);
-                shared.wake_all();
-                drop(shared.news.wait_timeout(shared.lock(), PAUSE));
-                continue;
+                if state.stop { Next::Done } else { Next::Wait(Some(PAUSE)) }
             }
             Err(error) => {
                 state.failure = Some(error.to_string());
-                drop(state);
-                return shared.wake_all();
+                Next::Done
             }
-        }
+        };
         drop(state);
         shared.wake_all();
+        next
     }
 }
 

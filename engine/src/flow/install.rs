@@ -68,7 +68,6 @@ pub(crate) fn install(
         let progress = (accepted.clone(), committed.clone());
         let made = drive(scope, shared_driver, &nodes, &used, progress, &activator);
         let memory = control.keep_cuts();
-        let cuts = known.clone();
         let shared = CutParts { known, driver: activator, control: control.clone(), names, memory };
         let facts = resolve(made.parts, shared);
         let memory = control.memory().filter(|_| !alone);
@@ -97,9 +96,7 @@ pub(crate) fn install(
                     let ordered = built.ordered.contains(&input.node);
                     let number = sinks.next().unwrap_or(place);
                     let author = control.author(number, &sink.table);
-                    let cuts = cuts.clone();
-                    let all_read = Box::new(move || cuts.borrow().state.all_finished());
-                    let parts = SinkParts { node: sink, place, ordered, author, number, all_read };
+                    let parts = SinkParts { node: sink, place, ordered, author, number };
                     let (facts, recorded) = (facts.clone(), recorded.clone());
                     let inputs = SinkInputs { rows, facts, recorded };
                     let (a, c) = attach(parts, inputs, control);

@@ -1,4 +1,4 @@
-//! A shard's I/O thread and the bounded queue before it.
+//! A shard's I/O task and the bounded queue before it.
 //!
 //! What is in the queue counts as accepted; the queue takes no further epoch while it holds more
 //! than `QUEUE_BYTES_MAX`, so a sink that stalls stops the sources in the end, and never memory.
@@ -7,8 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::checkpoint::{Checkpointer, Owner};
@@ -17,6 +16,7 @@ use crate::job::JobControl;
 use crate::keys::KeyGroups;
 use crate::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
 use crate::state::Restored;
+use crate::tasks::{Bell, Next, Running, Task};
 use crate::time::Epoch;
 
 const QUEUE_BYTES_MAX: usize = 16 << 20;
@@ -45,7 +45,7 @@ struct State {
 /// The worker's end of a shard.
 pub(crate) struct ShardQueue {
     state: Mutex<State>,
-    news: Condvar,
+    bell: Arc<Bell>,
 }
 
 impl ShardQueue {
@@ -63,42 +63,38 @@ impl ShardQueue {
         let mut state = self.lock();
         state.bytes += epoch.bytes;
         state.epochs.push_back(epoch);
-        self.news.notify_all();
+        drop(state);
+        self.bell.ring();
     }
 
     /// No more epochs will come in this generation: commit what is whole and close. `whole`: none
     /// will ever come, so that all is.
     pub(crate) fn finish(&self, whole: bool) {
         self.lock().finish = Some(if whole { Finish::Whole } else { Finish::Stopped });
-        self.news.notify_all();
+        self.bell.ring();
     }
 
     /// The job has failed: close without committing more.
     pub(crate) fn abandon(&self) {
         self.lock().abandon = true;
-        self.news.notify_all();
+        self.bell.ring();
     }
 
     /// The newest committed epoch, whether all epochs that were pushed are committed, and whether
-    /// the thread is done.
+    /// the task is done.
     pub(crate) fn progress(&self) -> (Option<Epoch>, bool) {
         let state = self.lock();
         (state.committed, state.done)
     }
 
-    /// The next thing to do, waiting at most `FLUSH_AFTER`.
-    fn next(&self) -> Work {
-        let idle = |s: &mut State| s.epochs.is_empty() && s.finish.is_none() && !s.abandon;
-        let waited = self.news.wait_timeout_while(self.lock(), FLUSH_AFTER, idle);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    /// The next thing to do, if there is one.
+    fn next(&self) -> Option<Work> {
+        let mut state = self.lock();
         if state.abandon {
-            return Work::Abandon;
+            return Some(Work::Abandon);
         }
-        match (state.epochs.pop_front(), state.finish) {
-            (Some(epoch), _) => Work::Epoch(epoch),
-            (None, Some(finish)) => Work::Finish(finish),
-            (None, None) => Work::Flush,
-        }
+        let epoch = state.epochs.pop_front().map(Work::Epoch);
+        epoch.or_else(|| state.finish.map(Work::Finish))
     }
 
     fn written(&self, bytes: usize, committed: Epoch) {
@@ -114,7 +110,6 @@ impl ShardQueue {
 
 enum Work {
     Epoch(EpochRows),
-    Flush,
     Finish(Finish),
     Abandon,
 }
@@ -185,50 +180,36 @@ impl Saving {
 pub(crate) struct Shard {
     pub(crate) queue: Arc<ShardQueue>,
     report: Arc<SinkReport>,
-    thread: Option<JoinHandle<()>>,
+    running: Option<Box<dyn Running>>,
 }
 
 impl Shard {
-    /// Starts the shard's thread. `wake` is called after each piece of work.
+    /// Starts the shard's task. `wake` is called after each piece of work.
     pub(crate) fn start(
         target: Target,
         report: Arc<SinkReport>,
         control: Arc<JobControl>,
         wake: Box<dyn Fn() + Send>,
     ) -> Shard {
-        let queue = Arc::new(ShardQueue { state: Mutex::default(), news: Condvar::new() });
-        let theirs = queue.clone();
-        let shown = report.clone();
-        let Target { sink, table, shard, author, number, resumed } = target;
+        let bell = Arc::new(Bell::default());
+        let queue = Arc::new(ShardQueue { state: Mutex::default(), bell: bell.clone() });
+        let (sink, shard) = (target.number, target.shard);
         let checkpoints = control.checkpoints().cloned();
         if let Some(checkpoints) = &checkpoints {
-            checkpoints.expect(Owner::Shard(number, shard), 0);
+            checkpoints.expect(Owner::Shard(sink, shard), 0);
         }
-        let saving = Saving { checkpoints, sink: number, shard };
-        let work = move || {
-            let write = AssertUnwindSafe(|| {
-                let mut writer = sink.open(shard, author.as_ref(), report)?;
-                let progress = writer.progress();
-                if progress.is_none() && writer.keeps_progress() && resumed.digest != 0 {
-                    return Err(lacking("nothing", &resumed));
-                }
-                let there = There::of(progress, &resumed)?;
-                writer.resume(resumed.pieces)?;
-                write_epochs(writer.as_mut(), there, &saving, &theirs, wake.as_ref())
-            });
-            let result = catch_unwind(write).unwrap_or_else(|panic| {
-                let text = super::panic_text(panic.as_ref());
-                Err(ConnectorError::fatal(format!("the sink panicked: {text}")))
-            });
-            if let Err(error) = result {
-                control.fail_connector(&table, error);
-            }
-            theirs.done();
-            wake();
+        let work = Writing {
+            table: target.table.clone(),
+            state: Stage::Closed(target),
+            saving: Saving { checkpoints, sink, shard },
+            queue: queue.clone(),
+            report: report.clone(),
+            control: control.clone(),
+            wake,
+            quiet: false,
         };
-        let spawned = std::thread::Builder::new().name(format!("sink-{shard}")).spawn(work);
-        match spawned {
-            Ok(thread) => Shard { queue, report: shown, thread: Some(thread) },
+        match control.tasks().start(format!("sink-{shard}"), bell, Box::new(work)) {
+            Ok(running) => Shard { queue, report, running: Some(running) },
             Err(error) => panic!("the system gives no thread for a sink: {error}"),
         }
     }
@@ -242,52 +223,106 @@ impl Drop for Shard {
             self.report.give_up();
             self.queue.abandon();
         }
-        if let Some(thread) = self.thread.take() {
-            // Its panic has been printed by the hook; there is nothing left to do with it.
-            let _ = thread.join();
+        if let Some(running) = self.running.take() {
+            running.join();
         }
     }
 }
 
-fn write_epochs(
-    writer: &mut dyn SinkWriter,
-    mut there: There,
-    saving: &Saving,
-    queue: &ShardQueue,
-    wake: &dyn Fn(),
-) -> Result<(), ConnectorError> {
-    let mut quiet = false;
-    loop {
-        match queue.next() {
-            Work::Epoch(EpochRows { end, bytes, .. }) if there.has(end)? => {
-                queue.written(bytes, end.epoch);
-                wake();
+/// How far a shard's task is.
+enum Stage {
+    Closed(Target),
+    Open(Box<dyn SinkWriter>, There),
+    Ended,
+}
+
+/// A shard's task.
+struct Writing {
+    table: String,
+    state: Stage,
+    saving: Saving,
+    queue: Arc<ShardQueue>,
+    report: Arc<SinkReport>,
+    control: Arc<JobControl>,
+    wake: Box<dyn Fn() + Send>,
+    /// Whether nothing has come since the writer was asked to flush.
+    quiet: bool,
+}
+
+impl Task for Writing {
+    fn step(&mut self, timed_out: bool) -> Next {
+        let worked = catch_unwind(AssertUnwindSafe(|| self.work(timed_out)));
+        let result = worked.unwrap_or_else(|panic| {
+            let text = super::panic_text(panic.as_ref());
+            Err(ConnectorError::fatal(format!("the sink panicked: {text}")))
+        });
+        match result {
+            Ok(Next::Done) => {}
+            Ok(next) => return next,
+            Err(error) => self.control.fail_connector(&self.table, error),
+        }
+        self.state = Stage::Ended;
+        self.queue.done();
+        (self.wake)();
+        Next::Done
+    }
+}
+
+impl Writing {
+    fn work(&mut self, timed_out: bool) -> Result<Next, ConnectorError> {
+        let (writer, there) = match &mut self.state {
+            Stage::Open(writer, there) => (writer, there),
+            stage => {
+                if let Stage::Closed(target) = std::mem::replace(stage, Stage::Ended) {
+                    *stage = open(target, self.report.clone())?;
+                    return Ok(Next::Again);
+                }
+                return Ok(Next::Done);
             }
-            Work::Epoch(EpochRows { end, rows, bytes, checkpoint }) => {
+        };
+        match self.queue.next() {
+            Some(Work::Epoch(EpochRows { end, bytes, .. })) if there.has(end)? => {
+                self.queue.written(bytes, end.epoch);
+            }
+            Some(Work::Epoch(EpochRows { end, rows, bytes, checkpoint })) => {
                 for (rows, diffs) in rows {
                     writer.write(end.epoch, rows, diffs)?;
                 }
                 let mut committed = writer.end_epoch(end)?;
                 if checkpoint {
-                    saving.save(end, writer)?;
+                    self.saving.save(end, writer.as_mut())?;
                     committed = committed.max(writer.flush()?);
                 }
-                queue.written(bytes, committed);
-                quiet = false;
-                wake();
+                self.queue.written(bytes, committed);
+                self.quiet = false;
             }
-            Work::Flush if quiet => {}
-            Work::Flush => {
+            Some(Work::Finish(Finish::Whole)) => return writer.finish().map(|()| Next::Done),
+            Some(Work::Finish(Finish::Stopped)) => return writer.flush().map(|_| Next::Done),
+            Some(Work::Abandon) => return Ok(Next::Done),
+            None if self.quiet => return Ok(Next::Wait(None)),
+            None if !timed_out => return Ok(Next::Wait(Some(FLUSH_AFTER))),
+            None => {
                 let committed = writer.flush()?;
-                queue.written(0, committed);
-                quiet = true;
-                wake();
+                self.queue.written(0, committed);
+                self.quiet = true;
             }
-            Work::Finish(Finish::Whole) => return writer.finish(),
-            Work::Finish(Finish::Stopped) => return writer.flush().map(|_| ()),
-            Work::Abandon => return Ok(()),
         }
+        (self.wake)();
+        Ok(Next::Again)
     }
+}
+
+/// Opens the target and goes on where it is.
+fn open(target: Target, report: Arc<SinkReport>) -> Result<Stage, ConnectorError> {
+    let Target { sink, shard, author, resumed, .. } = target;
+    let mut writer = sink.open(shard, author.as_ref(), report)?;
+    let progress = writer.progress();
+    if progress.is_none() && writer.keeps_progress() && resumed.digest != 0 {
+        return Err(lacking("nothing", &resumed));
+    }
+    let there = There::of(progress, &resumed)?;
+    writer.resume(resumed.pieces)?;
+    Ok(Stage::Open(writer, there))
 }
 
 /// What the target has from generations before.

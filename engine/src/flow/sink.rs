@@ -23,6 +23,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::{DistributorPact, Pipeline};
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::progress::frontier::MutableAntichain;
 
 use super::adapter::least;
 use super::exchange::{Deal, Dealer, Shards};
@@ -36,7 +37,7 @@ use crate::job::{JobControl, SinkCounters};
 use crate::keys::encode_value;
 use crate::rows::{Delta, Origin};
 use crate::sink::{Author, ShardEnd};
-use crate::time::{Epoch, MARK_NONE, Millis};
+use crate::time::{Epoch, MARK_END, MARK_NONE, Millis};
 
 /// Accepted and committed.
 pub(crate) type SinkProgress<'scope> = (StreamVec<'scope, Epoch, ()>, StreamVec<'scope, Epoch, ()>);
@@ -46,6 +47,8 @@ struct Pending {
     rows: Vec<Delta>,
     recorded_time: Option<Millis>,
     checkpoint: bool,
+    /// Whether all that there is was read, as the cuts say.
+    ended: bool,
 }
 
 struct SinkState {
@@ -59,8 +62,11 @@ struct SinkState {
     control: Arc<JobControl>,
     counters: Arc<SinkCounters>,
     recorded_time: Millis,
+    /// Whether the last epoch that was delivered is the last for ever. The cuts say so, to all
+    /// workers alike: a process that is told to stop a moment later than another must not take the
+    /// other's stop for the end.
+    ended: bool,
     finished: bool,
-    all_read: Box<dyn Fn() -> bool>,
     /// Where several processes remember cuts: below this epoch all have them on disk.
     recorded: Option<Epoch>,
 }
@@ -75,8 +81,6 @@ pub(crate) struct SinkParts {
     pub(crate) author: Option<Author>,
     /// Which of the job's sinks it is.
     pub(crate) number: usize,
-    /// Whether all that there is was read, as of the last cut.
-    pub(crate) all_read: Box<dyn Fn() -> bool>,
 }
 
 /// What a sink takes.
@@ -93,7 +97,7 @@ pub(crate) fn attach<'scope>(
     inputs: SinkInputs<'scope>,
     control: &Arc<JobControl>,
 ) -> SinkProgress<'scope> {
-    let SinkParts { node, place, ordered, author, number, all_read } = parts;
+    let SinkParts { node, place, ordered, author, number } = parts;
     let SinkInputs { rows, facts, recorded } = inputs;
     let scope = rows.scope();
     let (index, peers) = (scope.index(), scope.peers());
@@ -116,21 +120,19 @@ pub(crate) fn attach<'scope>(
             let _ = activator.activate();
         })
     };
-    if let Some(memory) = control.memory().filter(|_| !several) {
+    // Several processes know by `recorded` what is on disk; that it never will be is seen here too.
+    if let Some(memory) = control.memory() {
         memory.on_durable(wake());
     }
     let mut state = SinkState::empty(Shards::of(count, &sharding), control, &counters);
-    (state.ordered, state.all_read) = (ordered, all_read);
-    state.counts = author.is_some();
+    state.ordered = ordered;
+    (state.counts, state.recorded) = (author.is_some(), several.then_some(0));
     let mine = (0..count).filter(|shard| *shard as usize % peers == index);
     let start = |shard| {
-        let report = counters.report.clone();
         let (sink, table) = (node.sink.clone(), node.table.clone());
-        let resumed = Resumed::of(control, number, shard);
-        let digest = resumed.digest;
-        counters.add_digest(digest);
-        let target = Target { sink, table, shard, author: author.clone(), number, resumed };
-        (shard, (Shard::start(target, report, control.clone(), wake()), digest))
+        let (author, resumed) = (author.clone(), Resumed::of(control, number, shard));
+        let target = Target { sink, table, shard, author, number, resumed };
+        (shard, start_shard(target, &counters, control, wake()))
     };
     state.shards = mine.map(start).collect();
     builder.build(move |capabilities| {
@@ -142,11 +144,7 @@ pub(crate) fn attach<'scope>(
             facts_in.for_each(|capability, facts| {
                 state.pending(*capability.time()).note(facts.last());
             });
-            let (inputs, recorded) = frontiers.split_at(2);
-            let frontier = least(inputs);
-            state.recorded = several.then(|| least(recorded));
-            let waiting = state.accept(frontier);
-            if state.settle(frontier, waiting, held.as_mut()) {
+            if state.go_on(frontiers, held.as_mut()) {
                 held = None;
             }
         }
@@ -154,11 +152,35 @@ pub(crate) fn attach<'scope>(
     (accepted, committed)
 }
 
+/// A shard with the digest of what it had got.
+fn start_shard(
+    target: Target,
+    counters: &Arc<SinkCounters>,
+    control: &Arc<JobControl>,
+    wake: Box<dyn Fn() + Send>,
+) -> (Shard, u128) {
+    let digest = target.resumed.digest;
+    counters.add_digest(digest);
+    (Shard::start(target, counters.report.clone(), control.clone(), wake), digest)
+}
+
+/// Whether the job goes on from a checkpoint behind which nothing is.
+fn has_ended(control: &JobControl) -> bool {
+    let sources = control.restored().map(|loaded| &loaded.manifest.cuts.sources);
+    sources.is_some_and(|sources| is_end(sources.iter().map(|source| source.watermark)))
+}
+
 impl Pending {
     fn note(&mut self, facts: Option<&EpochFacts>) {
         self.recorded_time = facts.map(|facts| facts.recorded_time);
         self.checkpoint = facts.is_some_and(|facts| facts.checkpoint);
+        self.ended = facts.is_some_and(|facts| is_end(facts.watermarks.iter().copied()));
     }
+}
+
+/// Whether every source has ended, by their watermarks.
+fn is_end(mut watermarks: impl Iterator<Item = Millis>) -> bool {
+    watermarks.all(|watermark| watermark == MARK_END)
 }
 
 impl SinkState {
@@ -173,14 +195,27 @@ impl SinkState {
             control: control.clone(),
             counters: counters.clone(),
             recorded_time: MARK_NONE,
+            ended: has_ended(control),
             finished: false,
-            all_read: Box::new(|| true),
             recorded: None,
         }
     }
 
     fn pending(&mut self, epoch: Epoch) -> &mut Pending {
         self.pending.entry(epoch).or_default()
+    }
+
+    /// Does what the frontiers allow; true once everything is committed.
+    fn go_on(
+        &mut self,
+        frontiers: &[MutableAntichain<Epoch>],
+        held: Option<&mut Vec<Capability<Epoch>>>,
+    ) -> bool {
+        let (inputs, recorded) = frontiers.split_at(2);
+        let frontier = least(inputs);
+        self.recorded = self.recorded.map(|_| least(recorded));
+        let waiting = self.accept(frontier);
+        self.settle(frontier, waiting, held)
     }
 
     /// Hands complete epochs to the shards while these have room; gives the first that has to wait.
@@ -199,6 +234,7 @@ impl SinkState {
             }
             let pending = self.pending.remove(&epoch).unwrap_or_default();
             self.recorded_time = pending.recorded_time.unwrap_or(self.recorded_time);
+            self.ended |= pending.ended;
             self.deliver(epoch, pending.rows, pending.checkpoint);
         }
         None
@@ -256,8 +292,7 @@ impl SinkState {
         let failed = self.control.is_broken_off();
         if accepted == Epoch::MAX && !self.finished {
             self.finished = true;
-            // What the cuts say, lest one process end its files at a stop and another not.
-            let whole = !self.counts || (self.all_read)();
+            let whole = !self.counts || self.ended;
             self.shards.values().for_each(|(s, _)| s.queue.finish(whole));
         }
         let progress: Vec<_> = self.shards.values().map(|(s, _)| s.queue.progress()).collect();
