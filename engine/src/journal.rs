@@ -207,6 +207,8 @@ impl Journal {
         if let Some(last) = segments.last() {
             // A process that died may have left what it had not synced, and it counts from now on.
             disk.sync(&last.name).map_err(|e| failed("sync", &last.name, e))?;
+            // Its name too: the process may have died between making it and syncing the folder.
+            disk.sync_names().map_err(|e| failed("sync the folder of", &last.name, e))?;
         }
         let appended = segments.last().map_or(0, |s| s.bytes);
         let durable = Durable { segments, end, closed: false };

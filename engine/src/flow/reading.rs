@@ -19,6 +19,10 @@ use crate::time::{MARK_END, MARK_NONE, Millis};
 /// Marks the number of a queue whose rows carry other splits than its own.
 const ARCHIVE: u64 = 1 << 39;
 
+/// The mark of a lazy split without a row: it holds nothing back. No row has led to it, so that it
+/// stays what it is when a job goes on from a checkpoint.
+const NO_ROW: Millis = MARK_END - 1;
+
 /// What came of a chunk.
 #[derive(Default)]
 pub(crate) struct Taken {
@@ -81,7 +85,7 @@ impl Reading {
         for (split, (mark, offset)) in &mut self.marks {
             if let Some(facts) = facts.get(split) {
                 *offset = facts.offset;
-                if facts.state != SplitState::Waiting {
+                if facts.state != SplitState::Waiting && facts.mark != NO_ROW {
                     mark.resume(facts.mark, delay);
                 }
             }
@@ -91,7 +95,8 @@ impl Reading {
             self.rows = own.offset;
         }
         (self.state, self.lost, self.width) = (own.state, own.lost, own.width);
-        self.hold = if own.state == SplitState::Waiting { own.mark } else { MARK_NONE };
+        let held = own.state == SplitState::Waiting || own.mark == NO_ROW;
+        self.hold = if held { own.mark } else { MARK_NONE };
         self.changed = false;
     }
 
@@ -133,7 +138,7 @@ impl Reading {
         let Some(time) = self.node.time.clone() else { return };
         let Some(first) = first else {
             // Without a row it holds nothing back, and is opened last.
-            self.hold = MARK_END - 1;
+            self.hold = NO_ROW;
             return;
         };
         let (chunk, _) = self.compute(first, now);

@@ -116,13 +116,6 @@ impl Broker {
         self.slots.iter().for_each(|slot| lock(&slot.state).disk.capacity(None));
     }
 
-    /// Whether a process that still lives holds a slot.
-    pub(super) fn is_held(&self) -> bool {
-        self.slots.iter().any(|slot| {
-            lock(&slot.state).holder.as_ref().is_some_and(|holder| holder.ended().is_none())
-        })
-    }
-
     /// The rows of each slot as its journal has them.
     pub(super) fn journaled(&self) -> Vec<Vec<Row>> {
         let rows = |slot: &Arc<Slot>| {

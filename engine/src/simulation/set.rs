@@ -129,6 +129,8 @@ pub(super) struct Set {
     threads: usize,
     crew: Crew,
     pub(super) stopped: bool,
+    /// A process whose cut log gets nothing done until then.
+    pub(super) slow: Option<(usize, Millis)>,
 }
 
 impl Set {
@@ -149,7 +151,7 @@ impl Set {
         };
         let seats = (0..processes.len() * threads).filter_map(seat).collect();
         let crew = Crew::start(seats, bytes)?;
-        Ok(Set { generation, processes, threads, crew, stopped: false })
+        Ok(Set { generation, processes, threads, crew, stopped: false, slow: None })
     }
 
     /// Whether all workers have ended well.
@@ -173,7 +175,14 @@ impl Set {
 
     /// Tasks that could do something.
     pub(super) fn tasks(&self) -> Vec<Arc<Slot>> {
-        self.processes.iter().flat_map(|process| process.runner.ready()).collect()
+        let mut tasks = Vec::new();
+        for (place, process) in self.processes.iter().enumerate() {
+            let now = process.life().fate.now();
+            let slow = self.slow.is_some_and(|(slow, until)| slow == place && now < until);
+            let ready = process.runner.ready().into_iter();
+            tasks.extend(ready.filter(|slot| !slow || slot.name != "cut-log"));
+        }
+        tasks
     }
 
     /// The first cause on the first process that has failed.

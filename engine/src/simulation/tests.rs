@@ -15,11 +15,12 @@ const FAILED_MAX: usize = 5;
 /// So many seeds show everything that can happen at least once.
 const ENOUGH: u64 = 500;
 /// What can happen.
-const EVENTS: [&str; 14] = [
+const EVENTS: [&str; 15] = [
     "by cuts alone",
     "checkpoint damaged",
     "clock goes wrong",
     "disk is full",
+    "disk is slow",
     "disk lost",
     "from a checkpoint",
     "fsync fails",
@@ -73,12 +74,17 @@ fn whatever_goes_wrong_each_row_is_there_once() {
 }
 
 /// Seeds that have found something once.
-const FOUND: [u64; 3] = [
+const FOUND: [u64; 6] = [
     // A cut log that failed when all was read, on a process of several: nobody noticed.
     559, 915,
     // A process that was told to stop a moment after another took that for the end of the input,
     // and closed its files (in the world as it was then).
-    381,
+    381, 3315,
+    // A split without a row had another mark once the job had gone on from a checkpoint.
+    4273,
+    // A process that was killed before the name of its log's first segment was on disk; the next
+    // one wrote on, and the power went.
+    4391,
 ];
 
 #[test]

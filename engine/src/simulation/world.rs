@@ -305,7 +305,16 @@ impl World {
                 self.away_until = Some(fate.now() + fate.between(50, 900));
                 self.events.count("store is away");
             }
-            7 | 8 => {
+            7 => {
+                let place = fate.index(set.processes.len());
+                set.slow = Some((place, fate.now() + fate.between(50, 900)));
+                // The others go on, and one of them may not for long.
+                let other = fate.index(set.processes.len());
+                set.processes[other].life().burn(fate.below(40), End::Killed);
+                self.lose_disk |= fate.once_in(2);
+                self.events.count("disk is slow");
+            }
+            8 => {
                 set.disturb_clock(&fate);
                 self.events.count("clock goes wrong");
             }
@@ -328,7 +337,8 @@ impl World {
             world.newest.is_empty() || newest.any(|machine| world.machines[*machine].is_free())
         };
         let any = self.machines.iter().any(Machine::is_free);
-        if !any || !free(self) || self.outside.broker.is_held() {
+        // A slot's journal is locked by whoever has it, or is about to have it.
+        if !any || !free(self) || !self.outside.broker.slots.is_empty() {
             self.bury_old(|_, _| true);
         }
         self.lose_a_disk();
@@ -353,6 +363,7 @@ impl World {
             return;
         }
         let lost = self.outside.fate.index(self.machines.len());
+        // Disks are not lost that none of the newest generation could stand in for.
         let left = |machine: &&usize| **machine != lost && self.machines[**machine].is_free();
         if self.machines[lost].is_free() && self.newest.iter().any(|machine| left(&machine)) {
             self.machines[lost] = self.machine();
