@@ -80,24 +80,59 @@ pub fn run(
     tell: &mut dyn FnMut(Trouble),
 ) -> Result<Vec<JobReport>, Trouble> {
     let set = Set { processes: options.processes, workers: options.workers };
-    let mut jobs: Vec<(JobPlan, usize, Standing)> =
+    let jobs: Vec<(JobPlan, usize, Standing)> =
         numbered(plans).into_iter().map(|(plan, same)| (plan, same, Standing::default())).collect();
-    let mut cause = None;
-    while jobs.iter().any(|(_, _, job)| !job.is_over(set)) {
-        let mut numbers = Vec::new();
-        let mut assigned = Vec::new();
-        for (number, (plan, same, standing)) in jobs.iter_mut().enumerate() {
-            if standing.is_over(set) {
-                continue;
-            }
+    let mut all = All { jobs, set, options, stop, cause: None };
+    while all.jobs.iter().any(|(_, _, job)| !job.is_over(set)) {
+        let (numbers, assigned) = all.begin(tell)?;
+        if assigned.is_empty() || stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let SetEnd::Lost { why, passing } = all.run_set(&numbers, &assigned, tell)? else { break };
+        if options.state.is_none() {
+            return Err(Trouble::new(why));
+        }
+        if stop.load(Ordering::SeqCst) {
+            // The next start does again what is not committed.
+            tracing::warn!("{why}, while it was to stop");
+            break;
+        }
+        tracing::warn!("{why}; the next generation begins");
+        all.rest_after(&numbers, passing);
+        all.cause = Some(why);
+    }
+    Ok(reports(all.jobs))
+}
+
+/// All jobs of a script.
+struct All<'a> {
+    jobs: Vec<(JobPlan, usize, Standing)>,
+    set: Set,
+    options: &'a RunOptions,
+    stop: &'a AtomicBool,
+    /// Why the last set was lost.
+    cause: Option<String>,
+}
+
+impl All<'_> {
+    /// Begins the next generation of those that are not over; with their numbers. None where it is
+    /// stopped meanwhile.
+    fn begin(
+        &mut self,
+        tell: &mut dyn FnMut(Trouble),
+    ) -> Result<(Vec<usize>, Vec<Assigned>), Trouble> {
+        let (mut numbers, mut assigned) = (Vec::new(), Vec::new());
+        let (set, cause) = (self.set, self.cause.as_deref());
+        let left = self.jobs.iter_mut().enumerate().filter(|(_, (_, _, job))| !job.is_over(set));
+        for (number, (plan, same, standing)) in left {
             (standing.report, standing.ended) = (None, 0);
-            match next(plan, *same, options, set, (cause.as_deref(), stop)) {
-                Ok(None) => return Ok(reports(jobs)),
+            match next(plan, *same, self.options, set, (cause, self.stop)) {
+                Ok(None) => return Ok((Vec::new(), Vec::new())),
                 Ok(Some(job)) => {
                     let base = job.begun.as_ref().map(|begun| begun.base);
                     if base.is_some_and(|base| !standing.begins(base)) {
                         standing.failed = true;
-                        tell(at_fault(&plan.name, base.flatten(), cause.as_deref()));
+                        tell(at_fault(&plan.name, base.flatten(), cause));
                         continue;
                     }
                     numbers.push(number);
@@ -110,15 +145,19 @@ pub fn run(
                 }
             }
         }
-        if assigned.is_empty() {
-            break;
-        }
-        if stop.load(Ordering::SeqCst) {
-            break;
-        }
-        let end = match Processes::start(&assigned, options, set) {
-            Ok(processes) => processes.wait(stop, |job, news| {
-                let standing = &mut jobs[numbers[job]].2;
+        Ok((numbers, assigned))
+    }
+
+    /// Runs a set to its end.
+    fn run_set(
+        &mut self,
+        numbers: &[usize],
+        assigned: &[Assigned],
+        tell: &mut dyn FnMut(Trouble),
+    ) -> Result<SetEnd, Trouble> {
+        match Processes::start(assigned, self.options, self.set) {
+            Ok(processes) => Ok(processes.wait(self.stop, |job, news| {
+                let standing = &mut self.jobs[numbers[job]].2;
                 match news {
                     News::Failed(trouble) => {
                         standing.failed = true;
@@ -127,30 +166,21 @@ pub fn run(
                     News::Interrupted | News::Disconnected(_) => {}
                     News::Ended(report) => standing.take(report),
                 }
-            }),
-            Err(why) if cause.is_none() => return Err(Trouble::new(why)),
-            Err(why) => SetEnd::Lost { why, passing: true },
-        };
-        let SetEnd::Lost { why, passing } = end else { break };
-        if options.state.is_none() {
-            return Err(Trouble::new(why));
+            })),
+            Err(why) if self.cause.is_none() => Err(Trouble::new(why)),
+            Err(why) => Ok(SetEnd::Lost { why, passing: true }),
         }
-        if stop.load(Ordering::SeqCst) {
-            // The next start does again what is not committed.
-            tracing::warn!("{why}, while it was to stop");
-            break;
-        }
-        tracing::warn!("{why}; the next generation begins");
-        if passing {
-            numbers.iter().for_each(|number| jobs[*number].2.forgive());
-        }
-        // Where some job got on, there is nothing to wait for.
-        let tries = numbers.iter().filter_map(|number| Some(jobs[*number].2.begun?.1)).min();
-        let pause = pause_after(tries.unwrap_or(0));
-        rest(if passing { pause.max(PAUSE) } else { pause }, stop);
-        cause = Some(why);
     }
-    Ok(reports(jobs))
+
+    /// Waits before the next generation: where some job got on, there is nothing to wait for.
+    fn rest_after(&mut self, numbers: &[usize], passing: bool) {
+        if passing {
+            numbers.iter().for_each(|number| self.jobs[*number].2.forgive());
+        }
+        let tries = numbers.iter().filter_map(|number| Some(self.jobs[*number].2.begun?.1)).min();
+        let pause = pause_after(tries.unwrap_or(0));
+        rest(if passing { pause.max(PAUSE) } else { pause }, self.stop);
+    }
 }
 
 /// A job's next generation; `None` where it is stopped while it waits for one. After a loss what

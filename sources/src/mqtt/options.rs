@@ -276,7 +276,7 @@ fn check_numbers(table: &TableSpec, options: &MqttOptions) -> Vec<OptionError> {
     }
     match (options.journal_copies, &options.journal_copy_path) {
         (Copies::Two, None) => {
-            let what = "needs the folder of the second one, on another disk: 'journal.copy-path'";
+            let what = "needs a folder on another disk, 'journal.copy-path'";
             errors.push(bad_value(table, "journal.copies", what));
         }
         (Copies::One, Some(_)) => {
@@ -349,9 +349,8 @@ mod tests {
         };
         at(
             &[("journal.copies", "2")],
-            expect![
-                "'journal.copies' of table `readings` needs the folder of the second one, on another disk: 'journal.copy-path'"
-            ],
+            expect![[r#"
+                'journal.copies' of table `readings` needs a folder on another disk, 'journal.copy-path'"#]],
         );
         at(
             &[("journal.copy-path", "/b")],
