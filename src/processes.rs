@@ -7,7 +7,7 @@
 //!
 //! # Ends
 //! - A job that fails somewhere is ended everywhere; the other jobs go on.
-//! - A child that ends badly, or says nothing for [`SILENCE_MAX`], ends the set: the others are
+//! - A child that ends badly, or says nothing for 8 s, ends the set: the others are
 //!   killed. What is shown is why the first one ended; that others lost their connection to it is a
 //!   consequence.
 //! - Where standard input closes the parent is gone: jobs that last end where they are, others
@@ -300,9 +300,9 @@ impl Running {
     fn words(&mut self) -> String {
         let said: String =
             self.said.drain(..).map(|thread| thread.join().unwrap_or_default()).collect();
-        let lines = said.lines().filter(|line| !line.trim().is_empty());
+        let mut lines = said.lines().filter(|line| !line.trim().is_empty());
         let told = |line: &&str| !line.starts_with("note:") && !line.starts_with("stack backtrace");
-        lines.filter(told).next_back().unwrap_or_default().trim().to_owned()
+        lines.rfind(told).unwrap_or_default().trim().to_owned()
     }
 }
 

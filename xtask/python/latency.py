@@ -14,7 +14,9 @@ Times in milliseconds. The broker stamps what it appends (LogAppendTime), on thi
 
 import argparse
 import json
+import os
 import subprocess
+import sys
 import time
 
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -23,7 +25,8 @@ PARTITIONS = 4
 # The start of a run is not counted.
 WARM_MS = 3_000
 PATIENCE = 60
-NULL = "-1"
+# Seconds between two looks at the table; they count as latency.
+LOOK = 0.003
 
 
 def load(args):
@@ -58,6 +61,19 @@ def report(rows, different, latencies):
     print(json.dumps(answer), flush=True)
 
 
+def by_second(pairs):
+    """Of (arrival, latency): the median of each second, for who looks into it."""
+    if not sys.stderr.isatty() and "WEIR_LATENCY_DEBUG" not in os.environ:
+        return
+    seconds = {}
+    for arrival, latency in pairs:
+        seconds.setdefault(int(arrival / 1e3), []).append(latency)
+    for second, all_of_it in sorted(seconds.items()):
+        all_of_it.sort()
+        middle = all_of_it[len(all_of_it) // 2]
+        print(f"{second}: {len(all_of_it)} rows, median {middle:.0f} ms", file=sys.stderr)
+
+
 def table(args):
     psql = subprocess.Popen(
         ["psql", args.url, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"],
@@ -90,6 +106,8 @@ def table(args):
             if now[p] > last[p]:
                 seen[p].append((now[p], at))
         last = now
+        # A reader that never rests would take a processor from those that it looks at.
+        time.sleep(LOOK)
     psql.stdin.close()
     psql.wait()
     rows = subprocess.run(
@@ -100,12 +118,16 @@ def table(args):
     ).stdout.split("\n")
     rows = [tuple(int(word) for word in row.split()) for row in rows if row]
     first = min(arrival for _, _, arrival in rows)
-    latencies, place = [], [0] * PARTITIONS
+    latencies, pairs, place = [], [], [0] * PARTITIONS
     for part, off, arrival in rows:
         while place[part] < len(seen[part]) and seen[part][place[part]][0] < off:
             place[part] += 1
-        if place[part] < len(seen[part]) and arrival >= first + WARM_MS:
-            latencies.append(seen[part][place[part]][1] - arrival)
+        if place[part] < len(seen[part]):
+            latency = seen[part][place[part]][1] - arrival
+            pairs.append((arrival, latency))
+            if arrival >= first + WARM_MS:
+                latencies.append(latency)
+    by_second(pairs)
     report(len(rows), len({row[:2] for row in rows}), latencies)
 
 
@@ -129,7 +151,9 @@ def topic(args):
     rows += [(time.time() * 1e3, m.value()) for m in consumer.consume(500, timeout=1)]
     parsed = [(at, json.loads(text)) for at, text in rows]
     first = min(row["arrival"] for _, row in parsed)
-    latencies = [at - row["arrival"] for at, row in parsed if row["arrival"] >= first + WARM_MS]
+    pairs = [(row["arrival"], at - row["arrival"]) for at, row in parsed]
+    latencies = [latency for arrival, latency in pairs if arrival >= first + WARM_MS]
+    by_second(pairs)
     report(len(parsed), len({(row["part"], row["off"]) for _, row in parsed}), latencies)
 
 

@@ -197,7 +197,8 @@ mod tests {
         let mut noted = Noted::default();
         let mut known = Known::new();
         let mut save = |parts: Vec<StatePart>, noted: &mut Noted| {
-            (noted.put.clear(), noted.same.clear());
+            noted.put.clear();
+            noted.same.clear();
             let before = std::mem::take(&mut known);
             let mut sieve = Sieve { pieces: noted, given: Vec::new(), before, known: Known::new() };
             for part in parts {
