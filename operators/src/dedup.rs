@@ -21,7 +21,7 @@
 //! Rows wait for the end of their epoch.
 //!
 //! # State
-//! The keys in [`Seen`], by time: h behind W are forgotten. What passes keeps its provenance, and
+//! The keys in `Seen`, by time: h behind W are forgotten. What passes keeps its provenance, and
 //! the watermark stays as it is.
 
 mod keeping;
