@@ -19,7 +19,7 @@ use crate::truth::own_script;
 use crate::{places, process};
 
 const RATE: u64 = 10_000;
-const SECONDS: u64 = 30;
+const SECONDS: u64 = 40;
 const PARTITIONS: &str = "4";
 /// Milliseconds.
 const P50_MAX: f64 = 25.0;
@@ -53,7 +53,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     let weir = places::weir(args.option::<PathBuf>("--weir")?)?;
     let weir_args = args.option::<String>("--weir-args")?.unwrap_or_default();
     args.finish()?;
-    ensure!(seconds >= 5, "--seconds must be at least 5");
+    ensure!(seconds >= 20, "--seconds must be at least 20");
     let services = Services::start(&[Kind::Kafka, Kind::Postgres])?;
     let mut missed = Vec::new();
     for to in [To::Postgres, To::Kafka] {
@@ -130,20 +130,13 @@ fn measure(
 }
 
 fn sql(broker: &str, from: &str, into: &str, postgres: Option<&String>) -> String {
-    let arrival = "CAST(EXTRACT(EPOCH FROM arrival) * 1000 AS BIGINT)";
-    let (kind, arrival, target) = match postgres {
-        Some(url) => (
-            "TIMESTAMP_LTZ(3)",
-            "arrival",
-            format!("'connector' = 'postgres', 'url' = '{url}', 'table-name' = '{into}'"),
-        ),
-        None => (
-            "BIGINT",
-            arrival,
-            format!(
-                "'connector' = 'kafka', 'properties.bootstrap.servers' = '{broker}', \
-                 'topic' = '{into}', 'format' = 'json'"
-            ),
+    let target = match postgres {
+        Some(url) => {
+            format!("'connector' = 'postgres', 'url' = '{url}', 'table-name' = '{into}'")
+        }
+        None => format!(
+            "'connector' = 'kafka', 'properties.bootstrap.servers' = '{broker}', \
+             'topic' = '{into}', 'format' = 'json'"
         ),
     };
     format!(
@@ -152,9 +145,10 @@ fn sql(broker: &str, from: &str, into: &str, postgres: Option<&String>) -> Strin
   arrival TIMESTAMP_LTZ(3) METADATA FROM 'arrival')
 WITH ('connector' = 'kafka', 'properties.bootstrap.servers' = '{broker}', 'topic' = '{from}',
       'scan.startup.mode' = 'earliest-offset', 'format' = 'json');
-CREATE TABLE result (n BIGINT, meter_id STRING, kwh DOUBLE, part STRING, off BIGINT, arrival {kind})
+CREATE TABLE result (n BIGINT, meter_id STRING, kwh DOUBLE, part STRING, off BIGINT,
+  arrival TIMESTAMP_LTZ(3))
 WITH ({target});
-INSERT INTO result SELECT n, meter_id, kwh, part, off, {arrival} FROM readings;
+INSERT INTO result SELECT n, meter_id, kwh, part, off, arrival FROM readings;
 "
     )
 }
