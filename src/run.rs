@@ -240,7 +240,11 @@ fn run_here(
             failed.insert(job);
             tell(trouble);
         }
-        News::Interrupted | News::Disconnected(_) => {}
+        News::Disconnected(message) => {
+            failed.insert(job);
+            tell(Trouble::new(message));
+        }
+        News::Interrupted => {}
         News::Ended(report) => drop(reports.insert(job, report)),
     });
     let reports = reports.into_iter();

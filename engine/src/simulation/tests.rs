@@ -37,7 +37,7 @@ const EVENTS: [&str; 15] = [
 fn asked() -> Option<Range<u64>> {
     let variable = |name| std::env::var(name).ok();
     if let Some(seeds) = variable("WEIR_SIM_SEEDS") {
-        let (from, to) = seeds.split_once("..").unwrap();
+        let (from, to) = seeds.split_once("..").expect("WEIR_SIM_SEEDS is like 1..9999");
         return Some(from.parse().unwrap()..to.parse().unwrap());
     }
     variable("WEIR_SIM_RUNS").map(|runs| 0..runs.parse().unwrap())
