@@ -100,7 +100,7 @@ weir_connect::options! {
         /// PEM file of the key of the client's certificate.
         pub key_file: Option<String> = "ssl.key-file", optional;
         /// How long rows may wait for a transaction to share.
-        pub linger: Duration = "sink.buffer-flush.interval", default "20 ms";
+        pub linger: Duration = "sink.buffer-flush.interval", default "5 ms";
         /// A transaction takes no further epoch once it has this many rows.
         pub rows_max: NonZeroU32 = "sink.buffer-flush.max-rows", default "20000";
         /// Number of connections that write. With a primary key each has its own keys.

@@ -9,7 +9,8 @@ latency.py table URL TABLE ROWS
 latency.py topic BROKER TOPIC ROWS
     The same of a consumer that reads what is committed.
 
-Times in milliseconds. The broker stamps what it appends (LogAppendTime), on this machine's clock.
+Times in milliseconds; with WEIR_LATENCY_SECONDS set, the median of each second goes to stderr.
+The broker stamps what it appends (LogAppendTime), on this machine's clock.
 """
 
 import argparse
@@ -23,15 +24,18 @@ from datetime import datetime
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 PARTITIONS = 4
-# The start of a run is not counted: a broker that has just begun is slow.
-WARM_MS = 15_000
+# The start of a run is not counted: a broker that has just begun is slow, while its virtual machine
+# compiles.
+WARM_MS = 30_000
 PATIENCE = 60
+# The client's default.
+LINGER_MS = 5
 # Seconds between two looks at the table; they count as latency.
 LOOK = 0.003
 
 
 def load(args):
-    producer = Producer({"bootstrap.servers": args.broker, "linger.ms": 2})
+    producer = Producer({"bootstrap.servers": args.broker, "linger.ms": LINGER_MS})
     failed = []
 
     def delivered(error, _message):
@@ -68,8 +72,8 @@ def millis(text):
 
 
 def by_second(pairs):
-    """Of (arrival, latency): the median of each second, for who looks into it."""
-    if not sys.stderr.isatty() and "WEIR_LATENCY_DEBUG" not in os.environ:
+    """Prints the median of each second, where WEIR_LATENCY_SECONDS is set."""
+    if os.environ.get("WEIR_LATENCY_SECONDS") is None:
         return
     seconds = {}
     for arrival, latency in pairs:

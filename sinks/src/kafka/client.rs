@@ -21,8 +21,9 @@ use super::progress::Entry;
 
 /// The longest call.
 const SLICE: Duration = Duration::from_millis(500);
-/// How long the client's events are taken for at a time.
-const POLL: Duration = Duration::from_millis(1);
+/// A rest between two looks at the client's events. The client's own wait spins for what is below
+/// a millisecond.
+const REST: Duration = Duration::from_micros(500);
 /// A wait that is longer is told.
 const SILENT_MAX: Duration = Duration::from_secs(1);
 /// Calls that are made to give up a transaction of a job that ends.
@@ -201,7 +202,7 @@ impl Client {
     pub(super) fn abandon(self) {
         self.producer.purge(PurgeConfig::default().queue().inflight());
         for _ in 0..ABANDON_TRIES {
-            self.producer.poll(POLL);
+            self.serve();
             match self.producer.abort_transaction(SLICE) {
                 Err(error) if may_go_on(&error) => {}
                 // Done, or there was none.
@@ -288,7 +289,7 @@ impl Client {
         until: Instant,
         error: ConnectorError,
     ) -> Result<(), ConnectorError> {
-        self.producer.poll(POLL);
+        self.serve();
         let now = Instant::now();
         if error.remedy != Remedy::Retry || waiting.given_up() || now >= until {
             return Err(error);
@@ -298,7 +299,21 @@ impl Client {
             return Err(told);
         }
         waiting.tell(told.message);
+        std::thread::sleep(REST);
         Ok(())
+    }
+
+    /// Takes what the client has to tell: one event at a time, as long as that ends messages.
+    fn serve(&self) {
+        let mut in_flight = self.producer.in_flight_count();
+        loop {
+            self.producer.poll(Duration::ZERO);
+            let left = self.producer.in_flight_count();
+            if left >= in_flight {
+                return;
+            }
+            in_flight = left;
+        }
     }
 
     /// The newest trouble with brokers.
@@ -310,7 +325,7 @@ impl Client {
     /// What an operation's error means; what was said about brokers before explains it better,
     /// unless the error itself is a plain one.
     fn fault(&self, error: &KafkaError) -> ConnectorError {
-        self.producer.poll(POLL);
+        self.serve();
         let failed = self.producer.context().lock().undelivered.take();
         if let Some(failed) = failed.filter(|failed| !fault::is_purged(&failed.error)) {
             return fault::of_message(&self.plan, &failed);
@@ -334,7 +349,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<i32, ConnectorError> {
         let failed = |e: &KafkaError| {
-            self.producer.poll(POLL);
+            self.serve();
             self.told().unwrap_or_else(|| fault::of(&self.plan, topic, e, None))
         };
         let metadata = self.producer.client().fetch_metadata(Some(topic), timeout);

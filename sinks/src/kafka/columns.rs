@@ -137,12 +137,12 @@ impl Columns {
         Ok(out)
     }
 
-    /// Appends messages of one batch, whose first row has this turn.
+    /// Appends messages of one batch.
     fn append(
         &self,
         rows: &RecordBatch,
         actions: &[Action],
-        turn: u64,
+        turn: Turn,
         out: &mut Messages,
     ) -> Result<(), ArrowError> {
         let keys = self.key.as_ref().map(|key| rows.project(&key.places)).transpose()?;
@@ -166,7 +166,8 @@ impl Columns {
             let goal = match self.partitioner {
                 Partitioner::Fixed => Goal::Shard,
                 Partitioner::Default if key.is_some() => Goal::Key,
-                _ => Goal::Turn(turn.wrapping_add(action.row as u64)),
+                Partitioner::Default => Goal::Turn(turn.of_many(action.row as u64)),
+                Partitioner::RoundRobin => Goal::Turn(turn.of_each(action.row as u64)),
             };
             list.push(Message { key, value, timestamp, goal });
         }
@@ -181,7 +182,32 @@ fn all_rows(group: &Group) -> Vec<Action> {
     group.parts().iter().map(|p| p.rows.num_rows()).enumerate().flat_map(rows).collect()
 }
 
-/// Turns of rows: the epoch's number, and the row's place in its epoch.
+/// Rows that stay together when rows go to partitions in turn: `2^STAY_ROWS` of an epoch, and those
+/// of `2^STAY_EPOCHS` epochs (milliseconds). A broker answers one request of a connection at a time,
+/// and each partition is a request of its own.
+const STAY_ROWS: u32 = 12;
+const STAY_EPOCHS: u32 = 6;
+
+/// Where a batch begins: its epoch, and the place in it of the batch's first row.
+#[derive(Clone, Copy)]
+struct Turn {
+    epoch: u64,
+    first: u64,
+}
+
+impl Turn {
+    /// The turn of a row of the batch if each row is the next one's.
+    fn of_each(self, row: u64) -> u64 {
+        self.epoch.wrapping_add(self.first).wrapping_add(row)
+    }
+
+    /// The turn of a row of the batch if many rows share one.
+    fn of_many(self, row: u64) -> u64 {
+        (self.epoch >> STAY_EPOCHS).wrapping_add(self.first.wrapping_add(row) >> STAY_ROWS)
+    }
+}
+
+/// Counts the rows of an epoch.
 #[derive(Default)]
 struct Turns {
     epoch: Option<u64>,
@@ -189,14 +215,14 @@ struct Turns {
 }
 
 impl Turns {
-    /// The turn of the first of so many rows of an epoch.
-    fn begin(&mut self, epoch: u64, rows: usize) -> u64 {
+    /// Where a batch of so many rows begins.
+    fn begin(&mut self, epoch: u64, rows: usize) -> Turn {
         if self.epoch != Some(epoch) {
-            (self.epoch, self.next) = (Some(epoch), epoch);
+            (self.epoch, self.next) = (Some(epoch), 0);
         }
         let first = self.next;
         self.next = self.next.wrapping_add(rows as u64);
-        first
+        Turn { epoch, first }
     }
 }
 
@@ -250,5 +276,23 @@ fn no_column(table: &TableSpec, name: &str, key: Option<&str>) -> OptionError {
             hint,
             ..bad_table(table, &format!("has no column `{name}` that can be part of the key"))
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_share_a_turn_and_many_rows_take_several() {
+        let mut turns = Turns::default();
+        let first = turns.begin(640, 4_000);
+        let second = turns.begin(640, 200);
+        let next = turns.begin(645, 1);
+        assert_eq!((first.of_many(0), first.of_many(3_999)), (10, 10));
+        assert_eq!((second.of_many(95), second.of_many(96)), (10, 11));
+        assert_eq!(next.of_many(0), 10);
+        assert_eq!(turns.begin(704, 1).of_many(0), 11);
+        assert_eq!((first.of_each(1), second.of_each(1), next.of_each(0)), (641, 4_641, 645));
     }
 }

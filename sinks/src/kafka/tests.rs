@@ -180,9 +180,9 @@ fn messages(spec: &TableSpec, kind: Kind, rows: &[(u64, &str, i64, Option<i64>, 
 fn rows_that_append_are_messages_in_their_order() {
     let rows = [(7, "a", 1, Some(5_000), 1), (7, "b", 2, None, 1), (8, "a", 3, Some(-1), 1)];
     expect![[r#"
-        - {"k":"a","v":1} @5 7
-        - {"k":"b","v":2} 8
-        - {"k":"a","v":3} 8
+        - {"k":"a","v":1} @5 0
+        - {"k":"b","v":2} 0
+        - {"k":"a","v":3} 0
     "#]]
     .assert_eq(&messages(&table(&[K, V, TS], "kafka", &[], &[JSON]), Kind::Append, &rows));
     let keyed = [JSON, KEYED, ("key.fields", "v;k"), ("sink.partitioner", "fixed")];
