@@ -218,6 +218,7 @@ impl StateOptions {
             memory,
             checkpoints: Some(Arc::new(checkpoints)),
             restored,
+            base: begun.base,
         })
     }
 

@@ -6,5 +6,6 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    weir_engine::clock::uptime();
     weir::cli::main()
 }

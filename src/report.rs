@@ -86,6 +86,10 @@ pub struct JobReport {
     pub operators: Vec<(String, OperatorReport)>,
     /// By table.
     pub sinks: Vec<(String, SinkReport)>,
+    /// Seconds from the start of the process to the first row that a sink accepted and that no
+    /// generation before had accepted; absent if there was none.
+    #[serde(default)]
+    pub first_new_s: Option<f64>,
     /// Of a job that lasts.
     #[serde(default)]
     pub checkpoints: Option<CheckpointReport>,
@@ -146,6 +150,7 @@ impl JobReport {
         });
         JobReport {
             failed: false,
+            first_new_s: control.first_new().map(|time| time.as_secs_f64()),
             checkpoints,
             sources: sources.collect(),
             operators: operators.collect(),
@@ -161,6 +166,8 @@ impl JobReport {
     /// Adds the counters of the same job on another process.
     pub fn add(&mut self, other: &JobReport) {
         self.failed |= other.failed;
+        let firsts = self.first_new_s.into_iter().chain(other.first_new_s);
+        self.first_new_s = firsts.reduce(f64::min);
         if let (Some(mine), Some(theirs)) = (&mut self.checkpoints, &other.checkpoints) {
             // Each makes its part of the same ones.
             mine.bytes += theirs.bytes;
@@ -238,6 +245,9 @@ impl JobReport {
                 "state    {} checkpoints, {} bytes; last {} bytes in {:.1} ms, paused {:.1} ms",
                 c.made, c.bytes, c.last_bytes, c.last_took_ms, c.last_paused_ms
             );
+            if let Some(seconds) = self.first_new_s {
+                let _ = writeln!(text, "start    first new row after {seconds:.2} s");
+            }
         }
         text
     }

@@ -1,7 +1,7 @@
 //! The only place where a clock is read on behalf of a dataflow.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::time::Millis;
@@ -40,6 +40,12 @@ impl Stopwatch {
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// How long this process has run: since the first call, which `main` makes.
+pub fn uptime() -> Duration {
+    static BEGAN: LazyLock<Stopwatch> = LazyLock::new(Stopwatch::start);
+    BEGAN.elapsed()
 }
 
 /// A clock that stands still until it is told to move.

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::checkpoint::{Checkpointer, Loaded};
-use crate::clock::ClockRef;
+use crate::clock::{ClockRef, uptime};
 use crate::connector::ConnectorError;
 use crate::cut::SplitFacts;
 use crate::cutlog::CutMemory;
 use crate::operator::{Counts, OperatorError};
 use crate::sink::{Author, SinkReport};
 use crate::tasks::{Tasks, Threads};
-use crate::time::Millis;
+use crate::time::{Epoch, Millis};
 
 /// Why a job failed: the first cause, not what followed from it.
 #[derive(Clone, Debug)]
@@ -155,6 +156,8 @@ pub struct Lasting {
     pub checkpoints: Option<Arc<Checkpointer>>,
     /// The checkpoint that it goes on from.
     pub restored: Option<Arc<Loaded>>,
+    /// The last epoch that a generation before has closed.
+    pub base: Option<Epoch>,
 }
 
 type Registry<T> = Mutex<BTreeMap<(usize, String), Arc<T>>>;
@@ -174,6 +177,8 @@ pub struct JobControl {
     interrupted: AtomicBool,
     /// Workers that have built their dataflow.
     built: AtomicU64,
+    /// How long the process had run when a sink accepted the first row that is new.
+    first_new: OnceLock<Duration>,
     failure: Mutex<Option<Failure>>,
     sources: Registry<SourceCounters>,
     operators: Registry<OperatorCounters>,
@@ -223,6 +228,7 @@ impl JobControl {
             stopping: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
             built: AtomicU64::new(0),
+            first_new: OnceLock::new(),
             failure: Mutex::default(),
             sources: Mutex::default(),
             operators: Mutex::default(),
@@ -231,6 +237,20 @@ impl JobControl {
             notices: Mutex::default(),
             lags: Mutex::default(),
         })
+    }
+
+    /// A sink has accepted rows of an epoch.
+    pub(crate) fn accepted(&self, epoch: Epoch) {
+        let base = self.lasting.as_ref().and_then(|lasting| lasting.base);
+        if self.first_new.get().is_none() && base.is_none_or(|base| epoch > base) {
+            self.first_new.get_or_init(uptime);
+        }
+    }
+
+    /// How long this process had run when a sink accepted the first row that no generation before
+    /// had an epoch for.
+    pub fn first_new(&self) -> Option<Duration> {
+        self.first_new.get().copied()
     }
 
     /// What runs the job's sinks.

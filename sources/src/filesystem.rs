@@ -242,11 +242,17 @@ impl Files {
     ) -> Result<Box<dyn Units>, ConnectorError> {
         let paths = finding::paths(split)?;
         let files = self.clone();
+        let known = queue.and_then(|queue| queue.start_offset());
         let queue = queue.cloned();
         let open = move |path: &str| Input::open(files.store(), path, &files.table, queue.clone());
         Ok(match self.options.format {
             Format::Json => Box::new(lines::Lines::new(self, paths, appetite, open)),
-            Format::Parquet => Box::new(groups::Groups::new(self, paths, appetite, open)),
+            Format::Parquet => {
+                // The offsets of an archive are in its rows.
+                let counted = self.options.split_by != SplitBy::Columns;
+                let from = known.filter(|_| counted).unwrap_or(0);
+                Box::new(groups::Groups::new(self, paths, appetite, open).from(from))
+            }
             Format::Csv => Box::new(records::Records::new(self, paths, appetite, open)),
         })
     }

@@ -262,6 +262,7 @@ impl SinkState {
             let count: usize = rows.iter().map(Delta::len).sum();
             self.counters.accepted.fetch_add(count as u64, Ordering::Relaxed);
             if count > 0 {
+                self.control.accepted(epoch);
                 self.counters.first_after.get_or_init(|| self.control.rows_given());
             }
             if self.counts || self.control.digests {

@@ -216,7 +216,15 @@ impl World {
             member,
         );
         let checkpoints = Some(Arc::new(checkpoints.map_err(no_thread)?));
-        Ok(Lasting { job: "job".to_owned(), generation, holder, memory, checkpoints, restored })
+        Ok(Lasting {
+            job: "job".to_owned(),
+            generation,
+            holder,
+            memory,
+            checkpoints,
+            restored,
+            base: None,
+        })
     }
 }
 

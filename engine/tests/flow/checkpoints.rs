@@ -93,6 +93,7 @@ fn run_on(
             memory,
             checkpoints: Some(Arc::new(checkpoints.unwrap())),
             restored,
+            base: None,
         };
         let control = JobControl::lasting(Arc::new(SystemClock), false, lasting);
         let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };

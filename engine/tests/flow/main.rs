@@ -108,6 +108,7 @@ fn control_of(digests: bool, memory: Option<Arc<dyn CutMemory>>) -> Arc<JobContr
                 memory,
                 checkpoints: None,
                 restored: None,
+                base: None,
             };
             JobControl::lasting(clock, digests, lasting)
         }

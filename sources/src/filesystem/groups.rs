@@ -2,7 +2,8 @@
 //!
 //! # Invariant
 //! A row's ordinal is its place in the file, whatever is skipped: row groups that the pushed
-//! predicates rule out are passed over, their rows counted.
+//! predicates rule out are passed over, their rows counted, and so are rows before the first that
+//! is needed.
 //!
 //! # Why units are parts of a row group
 //! A unit's rows are all in memory before the first can go on, so it holds about `UNIT_BYTES`
@@ -58,6 +59,8 @@ pub(super) struct Groups {
     current: Option<Current>,
     /// Ordinal of the next file's first row.
     ordinal: u64,
+    /// Ordinal of the first row that is needed.
+    from: u64,
 }
 
 /// The file that is being cut.
@@ -113,7 +116,13 @@ impl Groups {
             appetite,
             current: None,
             ordinal: 0,
+            from: 0,
         }
+    }
+
+    /// Passes over what lies before a row; some rows before it may be given.
+    pub(super) fn from(self, ordinal: u64) -> Groups {
+        Groups { from: ordinal, ..self }
     }
 }
 
@@ -121,7 +130,7 @@ impl Units for Groups {
     fn next(&mut self) -> Result<Option<Box<dyn Unit>>, ConnectorError> {
         loop {
             if let Some(current) = &mut self.current {
-                if let Some(unit) = current.cut(self.appetite)? {
+                if let Some(unit) = current.cut(self.appetite, self.from)? {
                     return Ok(Some(Box::new(unit)));
                 }
                 self.ordinal = current.ordinal;
@@ -136,13 +145,13 @@ impl Units for Groups {
 }
 
 impl Current {
-    fn cut(&mut self, appetite: Appetite) -> Result<Option<GroupUnit>, ConnectorError> {
+    fn cut(&mut self, appetite: Appetite, from: u64) -> Result<Option<GroupUnit>, ConnectorError> {
         loop {
-            if let Some((group, from)) = &mut self.cutting {
-                let (start, group) = (*from, group.clone());
+            if let Some((group, next)) = &mut self.cutting {
+                let (start, group) = (*next, group.clone());
                 if start < group.rows {
                     let rows = group.unit_rows.min(group.rows - start);
-                    *from += rows;
+                    *next += rows;
                     return Ok(Some(GroupUnit { file: self.file.clone(), group, start, rows }));
                 }
                 self.cutting = None;
@@ -150,9 +159,12 @@ impl Current {
             let groups = self.file.metadata.metadata().row_groups();
             let Some(meta) = groups.get(self.next_group) else { return Ok(None) };
             let rows = usize::try_from(meta.num_rows()).unwrap_or_default();
-            if self.file.keep[self.next_group] {
+            let before = from.saturating_sub(self.ordinal);
+            let before = usize::try_from(before).unwrap_or(usize::MAX).min(rows);
+            if self.file.keep[self.next_group] && before < rows {
                 let group = self.file.group(self.next_group, meta, self.ordinal, appetite)?;
-                self.cutting = Some((Arc::new(group), 0));
+                let next = before / group.unit_rows * group.unit_rows;
+                self.cutting = Some((Arc::new(group), next));
             }
             self.ordinal += rows as u64;
             self.next_group += 1;

@@ -14,7 +14,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 use weir_connect::store::PutMode;
 use weir_engine::connector::{ColumnSpec, Pushed};
-use weir_engine::source::QUEUE_BYTES_MAX;
+use weir_engine::source::{QUEUE_BYTES_MAX, Start};
 
 const MS: DataType = DataType::Timestamp(TimeUnit::Millisecond, None);
 
@@ -521,6 +521,43 @@ fn large_row_groups_are_cut_into_units() {
     assert_eq!(next, rows);
     assert!(chunks >= rows / 16_384);
     drop(handle);
+}
+
+#[test]
+fn what_lies_before_the_start_is_not_read() {
+    let whole = parquet(1000);
+    // The first column's first page: whoever looks into it fails.
+    let mut damaged = whole.clone();
+    damaged[4..60].fill(0x5A);
+    let columns = [("id", DataType::Utf8)];
+    for (split_by, files) in [
+        ("file", vec![("a.parquet", damaged.as_slice())]),
+        ("all", vec![("a.parquet", &whole[..]), ("b.parquet", &damaged[..])]),
+    ] {
+        let folder = Folder::of(&files);
+        let options = [("path", folder.path()), ("format", "parquet"), ("split.by", split_by)];
+        let table = table(&columns, &options);
+        let source = source(&table, &[]).unwrap();
+        let read = |start: u64| -> Result<String, ConnectorError> {
+            let split = source.splits()?.remove(0);
+            let queue = SplitQueue::from(split, QUEUE_BYTES_MAX, Start::Offset(start));
+            let mut handle = source.open(vec![queue.clone()])?;
+            queue.want();
+            let mut out = String::new();
+            drain(&queue, handle.as_mut(), &mut out).map(|()| out)
+        };
+        let (before, rows) = (1000 * (files.len() as u64 - 1), 1000 * files.len() as u64);
+        for start in [before + 100, before + 107, before + 333, before + 999] {
+            let found = read(start).unwrap();
+            let ordinals = found.lines().map(|l| l.trim().split(':').next().unwrap());
+            assert!(
+                ordinals.map(|o| o.parse::<u64>().unwrap()).eq(start..rows),
+                "{split_by} {start}"
+            );
+        }
+        assert_eq!(read(rows).unwrap(), "");
+        assert!(read(before + 99).is_err());
+    }
 }
 
 #[test]
