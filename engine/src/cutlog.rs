@@ -52,7 +52,7 @@ use crate::journal::{Disk, Entry, Journal, JournalError, Kind, Reader};
 use crate::time::Epoch;
 
 /// Size at which a segment of the log is followed by the next one.
-pub const SEGMENT_BYTES: u64 = 16 << 20;
+pub const SEGMENT_BYTES: u64 = 4 << 20;
 /// Every so many records it is noted where they stand, for trimming; in tests, which have few, more
 /// of them.
 const NOTED: u64 = if cfg!(test) { 16 } else { 1_024 };

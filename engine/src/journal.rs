@@ -54,7 +54,7 @@ pub use record::{Entry, Kind, Record};
 use reader::{Cursor, Step};
 
 /// Default size at which a segment is followed by the next one.
-pub const SEGMENT_BYTES: u64 = 64 << 20;
+pub const SEGMENT_BYTES: u64 = 16 << 20;
 const PENDING_BYTES_MAX: usize = 4 << 20;
 /// What the names of segments end in.
 pub const SUFFIX: &str = ".journal";

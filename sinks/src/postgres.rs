@@ -43,6 +43,7 @@ use session::Session;
 use writer::Writer;
 
 mod address;
+mod broken;
 mod copy;
 mod group;
 mod nul;

@@ -15,6 +15,8 @@ use crate::process::Cost;
 use crate::truth::Filling;
 use crate::{places, process, services};
 
+mod restart;
+
 const RUNS: usize = 5;
 const MB: f64 = 1e6;
 
@@ -26,6 +28,8 @@ enum Against {
     Script(&'static str),
     /// The same script with one worker, bound to one core.
     OneCore,
+    /// The same script without checkpoints; ours makes one a second. Both are jobs that last.
+    NoCheckpoints,
 }
 
 /// One bench: a script of `scenarios/bench`, the reference's data set, and what is asked of the
@@ -41,7 +45,10 @@ struct Bench {
     first_share_max: Option<f64>,
 }
 
-const BENCHES: [Bench; 6] = [
+/// Throughput of at least 90 %.
+const CHECKPOINTS_RATIO_MAX: f64 = 1.0 / 0.9;
+
+const BENCHES: [Bench; 8] = [
     Bench {
         name: "w1",
         script: "w1",
@@ -96,6 +103,24 @@ const BENCHES: [Bench; 6] = [
         peak_mb_max: None,
         first_share_max: None,
     },
+    Bench {
+        name: "checkpoints",
+        script: "tumble",
+        data: "w2",
+        against: Against::NoCheckpoints,
+        ratio_max: CHECKPOINTS_RATIO_MAX,
+        peak_mb_max: None,
+        first_share_max: None,
+    },
+    Bench {
+        name: "checkpoints-hop",
+        script: "hop",
+        data: "w2",
+        against: Against::NoCheckpoints,
+        ratio_max: CHECKPOINTS_RATIO_MAX,
+        peak_mb_max: None,
+        first_share_max: None,
+    },
 ];
 
 /// What the command line asks for.
@@ -120,8 +145,10 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     let names = args.words();
     args.finish()?;
     services::install(&[])?;
-    if let Some(unknown) = names.iter().find(|name| !BENCHES.iter().any(|b| b.name == **name)) {
-        bail!("no bench `{unknown}`: {}", BENCHES.map(|bench| bench.name).join(" "));
+    let known = |name: &str| name == restart::NAME || BENCHES.iter().any(|b| b.name == name);
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
+        let all = BENCHES.map(|bench| bench.name).join(" ");
+        bail!("no bench `{unknown}`: {all} {}", restart::NAME);
     }
     let wanted = |bench: &&Bench| names.is_empty() || names.iter().any(|name| name == bench.name);
     let mut missed = Vec::new();
@@ -129,6 +156,12 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         generate(&asked, bench.data)?;
         if !measure(&asked, bench)? {
             missed.push(bench.name);
+        }
+    }
+    if names.is_empty() || names.iter().any(|name| name == restart::NAME) {
+        generate(&asked, restart::DATA)?;
+        if !restart::measure(&asked)? {
+            missed.push(restart::NAME);
         }
     }
     match missed.is_empty() {
@@ -159,7 +192,13 @@ fn measure(asked: &Asked, bench: &Bench) -> Result<bool> {
     let mut agreed = true;
     for turn in 0..asked.runs {
         let result = out.path().join(format!("{}-{turn}", bench.name));
-        ours.push(weir(asked, bench.script, &result, &["-w", &asked.workers.to_string()], &[])?);
+        let workers = asked.workers.to_string();
+        let interval = match bench.against {
+            Against::NoCheckpoints => &["--checkpoint-interval", "1s"][..],
+            _ => &[],
+        };
+        let args = [&["-w", &workers], interval].concat();
+        ours.push(weir(asked, bench.script, &result, &args, &[])?);
         theirs.push(match bench.against {
             Against::DuckDb { form } => {
                 let (cost, theirs) = duckdb(asked, bench.data, form, out.path())?;
@@ -172,7 +211,12 @@ fn measure(asked: &Asked, bench: &Bench) -> Result<bool> {
             }
             Against::Script(script) => {
                 let result = out.path().join(format!("{script}-{turn}"));
-                weir(asked, script, &result, &["-w", &asked.workers.to_string()], &[])?
+                weir(asked, script, &result, &["-w", &workers], &[])?
+            }
+            Against::NoCheckpoints => {
+                let result = out.path().join(format!("{}-none-{turn}", bench.name));
+                let args = ["-w", &workers, "--checkpoint-interval", "1000h"];
+                weir(asked, bench.script, &result, &args, &[])?
             }
             Against::OneCore => {
                 let result = out.path().join(format!("one-{turn}"));
@@ -207,15 +251,12 @@ fn measure(asked: &Asked, bench: &Bench) -> Result<bool> {
     Ok(good)
 }
 
-/// One whole run of Weir, behind another command such as `taskset`.
+/// One whole run of Weir, behind another command such as `taskset`. With an interval of checkpoints
+/// the job is one that lasts.
 fn weir(asked: &Asked, script: &str, out: &Path, args: &[&str], before: &[&str]) -> Result<Cost> {
-    let folder = places::root().join("scenarios/bench");
-    let text = |path: &Path| path.display().to_string();
-    let variables = BTreeMap::from([("DATA", text(&asked.data)), ("OUT", text(out))]);
-    let sink = |table: &str| format!("'path' = '{table}'");
-    let filled = Filling { folder: &folder, route: "", variables, sink: &sink }.script(script)?;
     let path = out.with_extension("sql");
-    fs::write(&path, filled)?;
+    fs::write(&path, filled(asked, script, out)?)?;
+    let state = out.with_extension("state");
     let mut command = match before.split_first() {
         Some((program, words)) => {
             let mut command = Command::new(program);
@@ -225,12 +266,27 @@ fn weir(asked: &Asked, script: &str, out: &Path, args: &[&str], before: &[&str])
         None => Command::new(&asked.weir),
     };
     let log = fs::File::create(out.with_extension("log"))?;
-    command.arg("run").args(args).arg("--report").arg(out.with_extension("report"));
+    command.arg("run").args(args);
+    if args.contains(&"--checkpoint-interval") {
+        command.arg("--state").arg(&state);
+    }
+    command.arg("--report").arg(out.with_extension("report"));
     command.arg(&path).stdout(log.try_clone()?).stderr(log);
-    process::measure(&mut command).with_context(|| {
+    let cost = process::measure(&mut command).with_context(|| {
         let said = fs::read_to_string(out.with_extension("log")).unwrap_or_default();
         said.lines().take(20).collect::<Vec<_>>().join("\n")
-    })
+    });
+    let _none_there = fs::remove_dir_all(&state);
+    cost
+}
+
+/// A script of `scenarios/bench`, filled in.
+fn filled(asked: &Asked, script: &str, out: &Path) -> Result<String> {
+    let folder = places::root().join("scenarios/bench");
+    let text = |path: &Path| path.display().to_string();
+    let variables = BTreeMap::from([("DATA", text(&asked.data)), ("OUT", text(out))]);
+    let sink = |table: &str| format!("'path' = '{table}'");
+    Filling { folder: &folder, route: "", variables, sink: &sink }.script(script)
 }
 
 /// The share of all rows that had been read when the sink accepted its first one.

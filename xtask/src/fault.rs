@@ -202,10 +202,19 @@ struct Plan {
     rate: Option<u64>,
     seconds: u64,
     outage: u64,
+    /// The guard that weir does without.
+    off: Option<&'static str>,
 }
 
-/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] …`
+/// Guards of the sinks, and the fault that finds each missing. See `sinks/src/postgres/broken.rs`.
+const GUARDS: [(&str, Fault); 2] = [("fence", Fault::Twin), ("progress", Fault::ReplyCut)];
+
+/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] … | --broken`
 pub(crate) fn command(mut args: Args) -> Result<()> {
+    if args.flag("--broken") {
+        args.finish()?;
+        return broken(&mut Services::start(&[Kind::Kafka, Kind::Postgres])?)?.verdict();
+    }
     let mut faults = Vec::new();
     while let Some(fault) = args.option("--kind")? {
         faults.push(fault);
@@ -225,6 +234,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         rate: args.option("--rate")?,
         seconds: args.option("--seconds")?.unwrap_or(seconds),
         outage: args.option("--outage")?.unwrap_or(outage),
+        off: None,
     };
     let record = args.option::<PathBuf>("--record")?;
     args.finish()?;
@@ -249,8 +259,36 @@ pub(crate) fn ci(weir: &Path, services: &mut Services) -> Result<Tally> {
         rate: None,
         seconds: SECONDS_CI,
         outage: OUTAGE,
+        off: None,
     };
     run(&plan, services, None)
+}
+
+/// Runs of a weir without a guard: they must find rows that are there twice.
+pub(crate) fn broken(services: &mut Services) -> Result<Tally> {
+    let mut build = process::cargo();
+    build.args(["build", "-q", "-p", "weir", "--features", "breakable"]);
+    build.args(["--bin", "weir-breakable"]).current_dir(places::root());
+    process::run(&mut build)?;
+    let weir = places::weir(Some(places::target().join("debug/weir-breakable")))?;
+    let mut tally = Tally::default();
+    for (guard, fault) in GUARDS {
+        let (seed, off) = (fresh_seed(), Some(guard));
+        let (weir, faults) = (weir.clone(), vec![fault]);
+        let (seconds, outage) = (SECONDS_CI, OUTAGE);
+        let plan = Plan { weir, faults, runs: 1, seed, rate: None, seconds, outage, off };
+        let (outcome, folder) = run_once(&plan, services, fault, seed)?;
+        println!("  without {guard}: {}", outcome.line(fault, seed));
+        let [.., extra, _] = outcome.rows;
+        match folder {
+            Some(folder) if extra > 0 => {
+                fs::remove_dir_all(folder)?;
+                tally.pass();
+            }
+            _ => tally.fail(format!("{} does not find that {guard} is off", fault.name())),
+        }
+    }
+    Ok(tally)
 }
 
 /// What came of one run.

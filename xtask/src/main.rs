@@ -19,6 +19,7 @@ mod outside;
 mod places;
 mod process;
 mod services;
+mod soak;
 mod testing;
 mod throttled;
 mod tidy;
@@ -46,9 +47,13 @@ cargo xtask COMMAND
       K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk child hang
          lost-disk mqtt mqtt-kill
       --runs N --seed S --rate ROWS/S --seconds S --outage S --weir PATH --record FILE
+      --broken          runs of a weir without its fence, and without its progress: they must fail
   latency               from a Kafka broker to a SELECT and to a consumer, 10 000 rows/s, exactly once
       --seconds S --rate ROWS/S --weir-args '-w 2' --weir PATH
+  soak                  a kill -9 a minute: memory, open files, state and journals stand still
+      --minutes M --rate ROWS/S --seed S --weir-args '-w 2' --weir PATH
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
+                        checkpoints checkpoints-hop restart
       --runs N --workers N --weir PATH --data DIR";
 
 fn main() -> ExitCode {
@@ -77,6 +82,7 @@ fn dispatch() -> Result<()> {
         "throttled" => throttled::command(args),
         "fault" => fault::command(args),
         "latency" => latency::command(args),
+        "soak" => soak::command(args),
         "bench" => bench::command(args),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -225,6 +225,25 @@ pub(crate) fn find_program(name: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|p| p.is_file())
 }
 
+/// A child that is ended with the value.
+pub(crate) struct Ended(pub(crate) Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            end(&mut self.0);
+        }
+    }
+}
+
+/// Bytes of memory that a process has now.
+pub(crate) fn resident(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: u64 = line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

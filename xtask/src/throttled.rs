@@ -10,7 +10,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -21,6 +21,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::args::Args;
+use crate::process::Ended;
 use crate::services::{Kind, Services};
 use crate::truth::own_script;
 use crate::{places, process};
@@ -210,13 +211,13 @@ fn await_rows(job: &mut Job, table: &Table, rows: u64, limit: Duration) -> Resul
 }
 
 /// A table of PostgreSQL, asked on a link that is not slow.
-struct Table {
-    url: String,
-    name: String,
+pub(crate) struct Table {
+    pub(crate) url: String,
+    pub(crate) name: String,
 }
 
 impl Table {
-    fn query(&self, text: &str) -> Result<String> {
+    pub(crate) fn query(&self, text: &str) -> Result<String> {
         let mut psql = Command::new("psql");
         psql.arg(&self.url).args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]);
         Ok(process::quietly(&mut psql)?.trim().to_owned())
@@ -280,17 +281,6 @@ impl Drop for Link {
 /// `host:port` in `postgresql://user@host:port/database`.
 fn host_of(url: &str) -> Option<&str> {
     url.split_once('@')?.1.split('/').next()
-}
-
-/// A child that is ended with the value.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            process::end(&mut self.0);
-        }
-    }
 }
 
 /// The program that publishes.
@@ -386,10 +376,7 @@ impl Job {
     /// Bytes of memory that it has now.
     fn resident(&mut self) -> Result<u64> {
         self.check()?;
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.0.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib: u64 = line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib << 10)
+        process::resident(self.child.0.id())
     }
 
     fn stop(&mut self) -> Result<()> {

@@ -15,7 +15,8 @@
 //! hundredfold make epochs that grow with them.
 //!
 //! # Back-pressure
-//! A worker is at most `AHEAD_EPOCHS_MAX` epochs and `AHEAD_BYTES_MAX` ahead of what all sinks have
+//! A worker is at most `AHEAD_EPOCHS_MAX` epochs (`REPLAY_AHEAD_MAX` of a replay) and
+//! `AHEAD_BYTES_MAX` ahead of what all sinks have
 //! accepted. Beyond that it takes nothing from its queues; they fill, and their readers wait. With
 //! full queues a live epoch could take up all its rows at once, however few the sinks can take: so
 //! where a worker had to wait, its epochs are no larger than what was accepted within a second.
@@ -80,6 +81,9 @@ impl EpochPolicy {
 /// Epochs between a cut and the reading that it decides.
 pub(crate) const LEAD: u64 = 3;
 const AHEAD_EPOCHS_MAX: usize = 8;
+/// The same of a replay, whose epochs are large: what is under way has to be done before a checkpoint
+/// is, and again after a crash.
+const REPLAY_AHEAD_MAX: usize = LEAD as usize + 1;
 const AHEAD_BYTES_MAX: usize = 64 << 20;
 /// Epochs of a replay before they grow.
 const FIRST_EPOCHS: Epoch = 32;
@@ -597,7 +601,7 @@ impl Driver {
             self.quotas = Some(decided.into_iter().filter(mine).collect());
         }
         // An epoch that was begun alone is never too far ahead: nothing else would end it.
-        if !self.issued.is_empty() && self.is_ahead() {
+        if self.issued.len() >= REPLAY_AHEAD_MAX || !self.issued.is_empty() && self.is_ahead() {
             return Next::Wait(Duration::from_micros(300));
         }
         let now = self.opened;

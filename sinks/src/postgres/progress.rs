@@ -20,6 +20,7 @@ use weir_engine::connector::ConnectorError;
 use weir_engine::sink::{Author, Progress};
 use weir_engine::time::Epoch;
 
+use super::broken::{Guard, is_off};
 use super::schema::quoted_path;
 use super::session::Failure;
 
@@ -153,6 +154,9 @@ impl ProgressTable {
 
     /// Whether what is found lets this generation write.
     fn is_mine(&self, found: u64, holder: Option<String>) -> Result<(), Failure> {
+        if is_off(Guard::Fence) {
+            return Ok(());
+        }
         let Author { job, generation, .. } = &self.author;
         let table = &self.table;
         let other = holder.is_some_and(|holder| format!("'{holder}'") != self.holder());
@@ -181,10 +185,15 @@ impl ProgressTable {
         let Step { shard, from, to } = step;
         let from = from.map_or("NULL".to_owned(), |epoch| number(epoch).to_string());
         let (epoch, digest) = (number(to.epoch), to.digest);
+        let mut known = format!(
+            "generation = {generation} AND holder = {holder} AND epoch IS NOT DISTINCT FROM {from}"
+        );
+        if is_off(Guard::Fence) || is_off(Guard::Progress) {
+            known = "true".to_owned();
+        }
         format!(
             "WITH moved AS (UPDATE {name} SET epoch = {epoch}, digest = '{digest:032x}', \
-             written = now() WHERE {mine} AND shard = {shard} AND generation = {generation} \
-             AND holder = {holder} AND epoch IS NOT DISTINCT FROM {from} RETURNING 1) \
+             written = now() WHERE {mine} AND shard = {shard} AND {known} RETURNING 1) \
              SELECT 1 / count(*) FROM moved; COMMIT"
         )
     }

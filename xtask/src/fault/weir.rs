@@ -30,6 +30,8 @@ pub(super) struct Start<'a> {
     pub(super) workers: usize,
     /// Words that come before the program, for instance `nsenter …`.
     pub(super) before: &'a [String],
+    /// The guard that it does without.
+    pub(super) off: Option<&'a str>,
 }
 
 /// A process that runs, or has run.
@@ -48,6 +50,7 @@ impl Weir {
         command.args(["--processes", &start.processes.to_string()]);
         command.args(start.log.iter().flat_map(|log| ["--log".as_ref(), log.as_os_str()]));
         command.envs(start.env.iter().cloned());
+        command.envs(start.off.map(|guard| ("WEIR_BREAK", guard)));
         command.args(["--checkpoint-interval", start.interval]).arg(start.script);
         command.env("WEIR_LOG", "info").stdout(file.try_clone()?).stderr(file);
         Ok(Weir { child: process::spawn(&mut command)?, log })

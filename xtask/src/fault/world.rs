@@ -232,6 +232,7 @@ impl<'a> World<'a> {
             processes,
             workers,
             before: &before,
+            off: self.plan.off,
         };
         Weir::start(&start, log)
     }
