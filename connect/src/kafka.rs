@@ -14,6 +14,7 @@ use weir_engine::connector::{OptionError, TableSpec};
 use crate::options::{Prefixed, bad_value, did_you_mean};
 
 pub mod fault;
+pub mod identity;
 
 /// What a client is given besides the user's properties.
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use weir_engine::connector::{ColumnSpec, ConnectorError, Remedy, TableSpec};
-use weir_engine::source::{Chunk, QUEUE_BYTES_MAX, Source, SplitQueue};
+use weir_engine::source::{Chunk, QUEUE_BYTES_MAX, Source, SplitQueue, SplitSpec, Start};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -530,5 +530,54 @@ fn an_outage_shows_and_passes() {
         got.extend(queue.pop(usize::MAX).iter().flat_map(values));
         got == [1, 2]
     });
+    drop(handle);
+}
+
+#[test]
+fn a_topic_that_was_made_anew_is_not_the_one_that_was_read() {
+    let topic = Topic::of(2);
+    topic.send_many(0, 0..5);
+    topic.sent();
+    let table = topic.table(&[("n", DataType::Int64)], &[]);
+    let source = source(&table);
+    let splits = source.splits().unwrap();
+    let open = || {
+        let from = |split: &SplitSpec| {
+            SplitQueue::from(split.clone(), QUEUE_BYTES_MAX, Start::Offset(3 - split.number * 3))
+        };
+        let queues: Vec<_> = splits.iter().map(from).collect();
+        let handle = source.open(queues.clone()).unwrap();
+        queues.iter().for_each(|queue| queue.want());
+        (queues, handle)
+    };
+    let (queues, handle) = open();
+    until("the rest of the messages", || queues[0].rows_waiting() == 2);
+    drop(handle);
+
+    let admin: AdminClient<DefaultClientContext> = config(&topic.servers).create().unwrap();
+    block_on(admin.delete_topics(&[&topic.name], &AdminOptions::new())).unwrap();
+    let made = NewTopic::new(&topic.name, 2, TopicReplication::Fixed(1));
+    // A broker may still be about to delete it.
+    until("the topic is made anew", || {
+        block_on(admin.create_topics([&made], &AdminOptions::new())).unwrap()[0].is_ok()
+    });
+    let producer: BaseProducer = config(&topic.servers).create().unwrap();
+    let again = Topic { producer, ..topic };
+    again.send_many(0, 100..110);
+    again.sent();
+
+    let (queues, handle) = open();
+    until("both partitions fail", || queues.iter().all(|queue| queue.failure().is_some()));
+    let error = queues[0].failure().unwrap();
+    assert_eq!(error.remedy, Remedy::Fatal);
+    assert_eq!(
+        error.message,
+        format!(
+            "Kafka topic `{}` at {} of table `t` was deleted and made anew: the job's offsets mean \
+             nothing in it",
+            again.name, again.servers
+        )
+    );
+    assert!(queues.iter().all(|queue| queue.rows_waiting() == 0));
     drop(handle);
 }

@@ -46,6 +46,7 @@ fn all(quick: bool) -> Result<Tally> {
     } else {
         tally.add(truth::ci(&weir, &services)?);
         tally.add(fault::ci(&weir, &mut services)?);
+        tally.add(fault::broken(&mut services)?);
         match throttled::run(&weir, "", &services, THROTTLED_SECONDS) {
             Ok(()) => tally.pass(),
             Err(error) => {

@@ -6,7 +6,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
-use weir_connect::kafka::topic_hint;
+use weir_connect::kafka::{identity, topic_hint};
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
 use weir_engine::source::SplitSpec;
@@ -30,6 +30,21 @@ pub(super) struct Range {
     pub(super) end: Option<i64>,
 }
 
+/// What travels with a split.
+#[derive(Debug, Serialize, Deserialize)]
+struct Detail {
+    #[serde(flatten)]
+    range: Range,
+    /// The id of the topic that the offsets are of, where its brokers give ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    topic_id: Option<String>,
+}
+
+/// The id of the topic that a split's offsets are of.
+pub(super) fn planned_id(split: &SplitSpec) -> Option<String> {
+    serde_json::from_value(split.detail.clone()).ok().and_then(|detail: Detail| detail.topic_id)
+}
+
 impl Range {
     pub(super) fn of(split: &SplitSpec) -> Result<Range, ConnectorError> {
         serde_json::from_value(split.detail.clone()).map_err(|e| {
@@ -48,13 +63,19 @@ pub(super) fn splits(topic: &Topic) -> Result<Vec<SplitSpec>, ConnectorError> {
     let mut retrying = Retrying::new(what, |_| (), || false);
     let partitions = retrying.run(|| partitions(topic, &client))?;
     let ranges = retrying.run(|| ranges(topic, &client, &partitions))?;
+    // A broker that does all else may not know this request.
+    let id = topic_id(topic, &client).unwrap_or_else(|error| {
+        let topic = &topic.name;
+        tracing::warn!(%topic, %error, "no topic id: a topic made anew would not be told from it");
+        None
+    });
     let split = |(partition, range): (i32, Range)| SplitSpec {
         number: u64::from(partition.unsigned_abs()),
         name: partition.to_string(),
         bounded: range.end.is_some(),
         lazy: false,
         carries: Vec::new(),
-        detail: serde_json::json!(range),
+        detail: serde_json::json!(Detail { range, topic_id: id.clone() }),
     };
     Ok(partitions.into_iter().zip(ranges).map(split).collect())
 }
@@ -101,6 +122,12 @@ fn partitions(topic: &Topic, client: &Client) -> Result<Vec<i32>, ConnectorError
         return Err(suggest(topic, client, fault::of(topic, &unknown, None)));
     }
     Ok(numbers)
+}
+
+/// The topic's id, where its brokers give ids.
+pub(super) fn topic_id(topic: &Topic, client: &Client) -> Result<Option<String>, ConnectorError> {
+    identity::topic_id(client.client(), &topic.name, REQUEST_TIMEOUT)
+        .map_err(|e| failed(topic, client, &e))
 }
 
 /// Adds the topics that there are, if the topic is not among them.

@@ -12,6 +12,10 @@
 //! `LINGER` old. The client's queues wake the thread; splits that get room are noticed within
 //! `LINGER`.
 //!
+//! # Which topic
+//! Before a partition is read the topic is asked for its id: under the same name there may be
+//! another, made after the job began. Its offsets mean other messages, and the job ends.
+//!
 //! # Outages
 //! The client reconnects by itself, for ever. Every half second it says which leaders it can reach:
 //! splits of others count as disconnected, and their notice says why. A broker that this process
@@ -74,7 +78,6 @@ impl Reading {
         for queue in queues {
             partitions.push(Partition::of(&topic, columns, queue)?);
         }
-        assign(&topic, &client, &mut partitions)?;
         let stop = Arc::new(AtomicBool::new(false));
         let reader = Reader {
             topic: topic.clone(),
@@ -337,6 +340,9 @@ impl Drop for Alarm {
 impl Reader {
     fn run(mut self) {
         let _alarm = Alarm(self.partitions.iter().map(|p| p.queue.clone()).collect());
+        if self.is_the_planned_topic() {
+            self.assign();
+        }
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             self.serve_client();
@@ -423,12 +429,51 @@ impl Reader {
         partition.fail(ConnectorError::fatal(what).hint(hint));
     }
 
+    /// Whether the topic is the one that the splits were planned on; waits for an answer. If not,
+    /// all partitions have failed.
+    fn is_the_planned_topic(&mut self) -> bool {
+        let planned = self.partitions.iter().find_map(|p| planning::planned_id(&p.queue.split));
+        let Some(planned) = planned else { return true };
+        while !self.stop.load(Ordering::Acquire) && self.partitions.iter().any(|p| !p.done) {
+            let now = Instant::now();
+            match planning::topic_id(&self.topic, &self.client) {
+                Ok(Some(id)) if id != planned => {
+                    self.is_another_topic();
+                    return false;
+                }
+                // A topic that is not there is told of when it is read.
+                Ok(_) => return true,
+                Err(_) => {
+                    self.serve_client();
+                    self.look(now);
+                    self.client.context().wait(IDLE_WAIT);
+                }
+            }
+        }
+        false
+    }
+
+    fn is_another_topic(&mut self) {
+        let what = self.topic.described();
+        let message =
+            format!("{what} was deleted and made anew: the job's offsets mean nothing in it");
+        let hint = "start the job anew, under another state: it begins where                     'scan.startup.mode' says";
+        let error = ConnectorError::fatal(message).hint(hint);
+        for partition in self.partitions.iter_mut().filter(|p| !p.done) {
+            partition.fail(error.clone());
+        }
+    }
+
     /// Reads on from where each partition is; what the client has fetched is fetched again.
     fn assign_again(&mut self) {
         for partition in &mut self.partitions {
             partition.messages = None;
             partition.range.start = partition.gathering.next().cast_signed();
         }
+        self.assign();
+    }
+
+    fn assign(&mut self) {
         if let Err(error) = assign(&self.topic, &self.client, &mut self.partitions) {
             for partition in self.partitions.iter_mut().filter(|p| !p.done) {
                 partition.fail(error.clone());
