@@ -86,8 +86,8 @@ pub struct JobReport {
     pub operators: Vec<(String, OperatorReport)>,
     /// By table.
     pub sinks: Vec<(String, SinkReport)>,
-    /// Seconds from the start of the process to the first row that a sink accepted and that no
-    /// generation before had accepted; absent if there was none.
+    /// Seconds from the start of the process to the first row that a sink accepted of an epoch that
+    /// no generation before had closed; absent if there was none.
     #[serde(default)]
     pub first_new_s: Option<f64>,
     /// Of a job that lasts.

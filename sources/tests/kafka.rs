@@ -578,6 +578,8 @@ fn a_topic_that_was_made_anew_is_not_the_one_that_was_read() {
             again.name, again.servers
         )
     );
+    let hint = "start the job anew, under another state: it begins where 'scan.startup.mode' says";
+    assert_eq!(error.hint.as_deref(), Some(hint));
     assert!(queues.iter().all(|queue| queue.rows_waiting() == 0));
     drop(handle);
 }

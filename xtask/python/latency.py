@@ -2,11 +2,12 @@
 
 latency.py load BROKER TOPIC --rate ROWS_PER_S --seconds S
     Publishes rows at a steady rate, and prints how many.
-latency.py table URL TABLE ROWS
+latency.py table URL TABLE ROWS WARM_S
     Looks at the table as fast as it can (a SELECT of the greatest offset of each partition) until
     ROWS rows are there; then prints, as JSON, how many there are, how many different ones, and
-    percentiles of the time from the broker's timestamp of a row until a SELECT has shown it.
-latency.py topic BROKER TOPIC ROWS
+    percentiles of the time from the broker's timestamp of a row until a SELECT has shown it; rows
+    of the first WARM_S seconds do not count.
+latency.py topic BROKER TOPIC ROWS WARM_S
     The same of a consumer that reads what is committed.
 
 Times in milliseconds; with WEIR_LATENCY_SECONDS set, the median of each second goes to stderr.
@@ -24,9 +25,6 @@ from datetime import datetime
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 PARTITIONS = 4
-# The start of a run is not counted: a broker that has just begun is slow, while its virtual machine
-# compiles.
-WARM_MS = 30_000
 PATIENCE = 60
 # The client's default.
 LINGER_MS = 5
@@ -135,7 +133,7 @@ def table(args):
         if place[part] < len(seen[part]):
             latency = seen[part][place[part]][1] - arrival
             pairs.append((arrival, latency))
-            if arrival >= first + WARM_MS:
+            if arrival >= first + args.warm * 1e3:
                 latencies.append(latency)
     by_second(pairs)
     report(len(rows), len({row[:2] for row in rows}), latencies)
@@ -162,7 +160,7 @@ def topic(args):
     parsed = [(at, json.loads(text)) for at, text in rows]
     pairs = [(millis(row["arrival"]), at - millis(row["arrival"])) for at, row in parsed]
     first = min(arrival for arrival, _ in pairs)
-    latencies = [latency for arrival, latency in pairs if arrival >= first + WARM_MS]
+    latencies = [latency for arrival, latency in pairs if arrival >= first + args.warm * 1e3]
     by_second(pairs)
     report(len(parsed), len({(row["part"], row["off"]) for _, row in parsed}), latencies)
 
@@ -181,6 +179,7 @@ def main():
         two.add_argument("url" if name == "table" else "broker")
         two.add_argument("table" if name == "table" else "topic")
         two.add_argument("rows", type=int)
+        two.add_argument("warm", type=float)
         two.set_defaults(run=run)
     args = parser.parse_args()
     args.run(args)

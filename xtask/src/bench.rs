@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::Args;
 use crate::process::Cost;
@@ -142,6 +142,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         runs: args.option("--runs")?.unwrap_or(RUNS),
         workers: args.option("--workers")?.unwrap_or(2),
     };
+    ensure!(asked.runs > 0, "--runs must be at least 1");
     let names = args.words();
     args.finish()?;
     services::install(&[])?;

@@ -51,7 +51,7 @@ cargo xtask COMMAND
   latency               from a Kafka broker to a SELECT and to a consumer, 10 000 rows/s, exactly once
       --seconds S --rate ROWS/S --weir-args '-w 2' --weir PATH
   soak                  a kill -9 a minute: memory, open files, state and journals stand still
-      --minutes M --rate ROWS/S --seed S --weir-args '-w 2' --weir PATH
+      --minutes M --rate ROWS/S --weir-args '-w 2' --weir PATH
   bench [B…]            against DuckDB on the same files; B: w1 w1j w3 w4 hop cores
                         checkpoints checkpoints-hop restart
       --runs N --workers N --weir PATH --data DIR";

@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: half an hour of rows, and a kill −9 every minute.
 //!
-//! One `weir run --state` has two jobs: windows of ten seconds over a Kafka topic, and the same over
+//! One `weir run --state` has two jobs: windows of ten seconds over a Kafka topic, and the same of
 //! MQTT, without duplicates; both go to PostgreSQL. Once a second its memory, its open files, the
 //! bytes of its state and those of the MQTT journals are looked at. What a life (the time between
 //! two kills) had at its end must be the same in the last third of the lives as in the first, and
@@ -41,6 +41,7 @@ const GROWTH_MAX: f64 = 1.1;
 /// The same of bytes on disk. They are cut off a segment at a time: the greatest counts.
 const GROWTH_MAX_DISK: f64 = 1.25;
 const DRAIN_MAX: Duration = Duration::from_secs(180);
+const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(60);
 const METERS: u64 = 1000;
 const MEASURES: [Measure; 4] = [
@@ -72,13 +73,15 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     let services = Services::start(&[Kind::Kafka, Kind::Mosquitto, Kind::Postgres])?;
     let folder = tempfile::Builder::new().prefix("weir-soak-").tempdir()?;
     let mut soak = Soak::make(&services, weir, &weir_args, folder.path())?;
+    let pid = soak.start()?;
+    soak.until_subscribed(&services.log(Kind::Mosquitto))?;
     let by_mqtt = rate / MQTT_SHARE;
     let seconds = minutes * 60;
-    let loads = [
+    let mut loads = [
         Load::start("kafka", &soak.brokers[0], &soak.name, rate - by_mqtt, seconds)?,
         Load::start("mqtt", &soak.brokers[1], &soak.name, by_mqtt, seconds)?,
     ];
-    let lives = soak.live(Duration::from_secs(seconds))?;
+    let lives = soak.live(pid, Duration::from_secs(seconds), &mut loads)?;
     let mut published = Vec::new();
     for load in loads {
         published.push(load.finish()?);
@@ -160,15 +163,31 @@ impl Soak {
         }
     }
 
-    /// Starts weir, and kills it after each life but the last; what each had at its end.
-    fn live(&mut self, time: Duration) -> Result<Vec<Sample>> {
+    /// Waits until the MQTT broker has seen a subscription to each part: its log names them. What
+    /// is published before that is for nobody.
+    fn until_subscribed(&mut self, log: &Path) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            self.check()?;
+            let log = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+            if (0..4).all(|slot| log.contains(&format!("{}/{slot}/#", self.name))) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < START_MAX, "no subscription\n{}", self.said());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Kills weir after each life but the last, and starts it again; what each had at its end.
+    fn live(&mut self, mut pid: u32, time: Duration, loads: &mut [Load]) -> Result<Vec<Sample>> {
         let (began, mut lives) = (Instant::now(), Vec::new());
         loop {
-            let (pid, born) = (self.start()?, Instant::now());
+            let born = Instant::now();
             let mut samples = Vec::new();
             while born.elapsed() < LIFE && began.elapsed() < time {
                 thread::sleep(SAMPLE);
                 self.check()?;
+                loads.iter_mut().try_for_each(Load::check)?;
                 samples.push(self.sample(pid)?);
             }
             if born.elapsed() >= LIFE {
@@ -183,6 +202,7 @@ impl Soak {
             if let Some(mut job) = self.job.take() {
                 job.0.wait()?;
             }
+            pid = self.start()?;
         }
     }
 
@@ -335,12 +355,22 @@ impl Load {
         Ok(Load { child, lines, rate })
     }
 
+    /// An error if it has failed.
+    fn check(&mut self) -> Result<()> {
+        match self.child.0.try_wait()? {
+            Some(status) if !status.success() => {
+                bail!("a publisher ended with {}", process::ended(status))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How many rows it has published.
     fn finish(mut self) -> Result<u64> {
+        let status = process::wait(&mut self.child.0, Some(DRAIN_MAX))?;
+        ensure!(status.success(), "a publisher ended with {}", process::ended(status));
         let mut line = String::new();
         self.lines.read_line(&mut line)?;
-        let status = process::wait(&mut self.child.0, Some(STOP_MAX))?;
-        ensure!(status.success(), "a publisher ended with {}", process::ended(status));
         let published: Published = serde_json::from_str(&line)?;
         println!("  {} rows at {:.0}/s (of {})", published.rows, published.rate, self.rate);
         Ok(published.rows)

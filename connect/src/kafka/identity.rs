@@ -1,6 +1,8 @@
 //! Which topic a name means. A topic that is deleted and made anew has another id under the same
 //! name, and offsets of the one mean nothing in the other.
 //!
+//! The answer comes from the controller, or from a broker that speaks for it.
+//!
 //! The client library has this request; its Rust binding does not, so that the library is called
 //! here.
 
@@ -11,17 +13,27 @@ use std::ffi::CString;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-/// The id of a topic, in hexadecimal. `None` if there is no such topic, or if its brokers give no
-/// ids (before Kafka 2.8).
+/// What is known of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The topic's id, in hexadecimal.
+    Known(String),
+    /// There is a topic, whose brokers give no ids (before Kafka 2.8).
+    NoIds,
+    /// There is no such topic now.
+    Missing,
+}
+
+/// Which topic a name means.
 ///
 /// # Errors
 /// What the broker, or the way to it, says; after `timeout` at the latest.
-pub fn topic_id<C: ClientContext>(
+pub fn identity<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     timeout: Duration,
-) -> Result<Option<String>, KafkaError> {
-    let Ok(name) = CString::new(topic) else { return Ok(None) };
+) -> Result<Identity, KafkaError> {
+    let Ok(name) = CString::new(topic) else { return Ok(Identity::Missing) };
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     let refused = || KafkaError::AdminOp(RDKafkaErrorCode::InvalidArgument);
     let op = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
@@ -55,24 +67,52 @@ pub fn topic_id<C: ClientContext>(
         match code {
             RDKafkaErrorCode::NoError => {}
             RDKafkaErrorCode::UnsupportedFeature | RDKafkaErrorCode::UnsupportedVersion => {
-                return Ok(None);
+                return Ok(Identity::NoIds);
             }
             code => return Err(KafkaError::AdminOp(code)),
         }
-        let result = native::rd_kafka_event_DescribeTopics_result(event.get());
+        of_event(event.get()).unwrap_or_else(|| Err(refused()))
+    }
+}
+
+/// What an answer says of the only topic that it is about; None if it is no such answer.
+///
+/// # Safety
+/// The event lives.
+unsafe fn of_event(event: *mut native::rd_kafka_event_t) -> Option<Result<Identity, KafkaError>> {
+    // SAFETY: what is read belongs to the event, and nothing is read of a null pointer.
+    unsafe {
+        let result = native::rd_kafka_event_DescribeTopics_result(event);
+        if result.is_null() {
+            return None;
+        }
         let mut count = 0;
         let found = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
         if found.is_null() || count == 0 {
-            return Ok(None);
+            return Some(Ok(Identity::Missing));
+        }
+        let error = native::rd_kafka_TopicDescription_error(*found);
+        if !error.is_null() {
+            let code = RDKafkaErrorCode::from(native::rd_kafka_error_code(error));
+            return Some(match code {
+                RDKafkaErrorCode::NoError => Ok(Identity::NoIds),
+                RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
+                    Ok(Identity::Missing)
+                }
+                code => Err(KafkaError::AdminOp(code)),
+            });
         }
         let id = native::rd_kafka_TopicDescription_topic_id(*found);
         if id.is_null() {
-            return Ok(None);
+            return Some(Ok(Identity::NoIds));
         }
         let high = native::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
         let low = native::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
-        // All zeros is no id; a topic that is not there has it too.
-        Ok((high != 0 || low != 0).then(|| format!("{high:016x}{low:016x}")))
+        // All zeros is no id.
+        Some(Ok(match (high, low) {
+            (0, 0) => Identity::NoIds,
+            _ => Identity::Known(format!("{high:016x}{low:016x}")),
+        }))
     }
 }
 

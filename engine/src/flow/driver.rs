@@ -15,11 +15,11 @@
 //! hundredfold make epochs that grow with them.
 //!
 //! # Back-pressure
-//! A worker is at most `AHEAD_EPOCHS_MAX` epochs (`REPLAY_AHEAD_MAX` of a replay) and
-//! `AHEAD_BYTES_MAX` ahead of what all sinks have
-//! accepted. Beyond that it takes nothing from its queues; they fill, and their readers wait. With
-//! full queues a live epoch could take up all its rows at once, however few the sinks can take: so
-//! where a worker had to wait, its epochs are no larger than what was accepted within a second.
+//! A worker is at most `AHEAD_EPOCHS_MAX` epochs (of a replay `REPLAY_AHEAD_MAX`) and
+//! `AHEAD_BYTES_MAX` ahead of what all sinks have accepted. Beyond that it takes nothing from its
+//! queues; they fill, and their readers wait. With full queues a live epoch could take up all its
+//! rows at once, however few the sinks can take: so where a worker had to wait, its epochs are no
+//! larger than what was accepted within a second.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -81,8 +81,8 @@ impl EpochPolicy {
 /// Epochs between a cut and the reading that it decides.
 pub(crate) const LEAD: u64 = 3;
 const AHEAD_EPOCHS_MAX: usize = 8;
-/// The same of a replay, whose epochs are large: what is under way has to be done before a checkpoint
-/// is, and again after a crash.
+/// The same of a replay, whose epochs are large: what is under way has to be done before a
+/// checkpoint is, and again after a crash.
 const REPLAY_AHEAD_MAX: usize = LEAD as usize + 1;
 const AHEAD_BYTES_MAX: usize = 64 << 20;
 /// Epochs of a replay before they grow.

@@ -26,6 +26,8 @@ const SLICE: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_micros(500);
 /// A wait that is longer is told.
 const SILENT_MAX: Duration = Duration::from_secs(1);
+/// How long what was purged is waited for.
+const PURGE_MAX: Duration = Duration::from_millis(50);
 /// Calls that are made to give up a transaction of a job that ends.
 const ABANDON_TRIES: u32 = 2;
 /// How long one request may take.
@@ -179,10 +181,12 @@ impl Client {
     ) -> Result<(), ConnectorError> {
         let until = Instant::now() + self.plan.transaction_max;
         self.producer.begin_transaction().map_err(|e| self.fault(&e))?;
-        self.put(messages, until, waiting)?;
+        // The client tells the broker of a transaction's partitions as they come up, one request
+        // at a time. With the progress first its partition and that of the first rows share one.
         let topic = &self.plan.options.progress_topic;
         let record = BaseRecord::to(topic).key(&entry.key[..]).payload(&entry.value[..]);
         self.put_one(record, until, waiting)?;
+        self.put(messages, until, waiting)?;
         self.delivered(until, waiting)?;
         loop {
             match self.producer.commit_transaction(SLICE) {
@@ -201,6 +205,12 @@ impl Client {
     /// not get past it else, until its time is over.
     pub(super) fn abandon(self) {
         self.producer.purge(PurgeConfig::default().queue().inflight());
+        // The client says of each message that it is purged, and aborts once it has been heard.
+        let purged = Instant::now();
+        while self.producer.in_flight_count() > 0 && purged.elapsed() < PURGE_MAX {
+            self.serve();
+            std::thread::sleep(REST);
+        }
         for _ in 0..ABANDON_TRIES {
             self.serve();
             match self.producer.abort_transaction(SLICE) {
@@ -240,7 +250,7 @@ impl Client {
             record.partition = match message.goal {
                 Goal::Key => None,
                 Goal::Shard => Some(modulo(self.shard.into())),
-                Goal::Turn(turn) => Some(modulo(turn)),
+                Goal::Turn(turn) => Some(modulo(turn.wrapping_add(self.shard.into()))),
             };
             self.put_one(record, until, waiting)?;
         }

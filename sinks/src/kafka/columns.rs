@@ -183,8 +183,8 @@ fn all_rows(group: &Group) -> Vec<Action> {
 }
 
 /// Rows that stay together when rows go to partitions in turn: `2^STAY_ROWS` of an epoch, and those
-/// of `2^STAY_EPOCHS` epochs (milliseconds). A broker answers one request of a connection at a time,
-/// and each partition is a request of its own.
+/// of `2^STAY_EPOCHS` epochs (milliseconds). A broker answers one request of a connection at a
+/// time, and each partition is a request of its own.
 const STAY_ROWS: u32 = 12;
 const STAY_EPOCHS: u32 = 6;
 
@@ -203,8 +203,16 @@ impl Turn {
 
     /// The turn of a row of the batch if many rows share one.
     fn of_many(self, row: u64) -> u64 {
-        (self.epoch >> STAY_EPOCHS).wrapping_add(self.first.wrapping_add(row) >> STAY_ROWS)
+        mixed(self.epoch >> STAY_EPOCHS).wrapping_add(self.first.wrapping_add(row) >> STAY_ROWS)
     }
+}
+
+/// A number's bits, mixed (SplitMix64's last step): windows fire at multiples of something, which
+/// may have a divisor in common with the number of partitions.
+fn mixed(n: u64) -> u64 {
+    let n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    n ^ (n >> 31)
 }
 
 /// Counts the rows of an epoch.
@@ -284,15 +292,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn windows_of_any_length_reach_every_partition() {
+        for seconds in [8, 16, 600, 3600] {
+            for partitions in 2..=10_u64 {
+                let firing = |n: u64| Turn { epoch: n * seconds * 1000 + 7, first: 0 }.of_many(0);
+                let mut reached: Vec<u64> = (0..200).map(|n| firing(n) % partitions).collect();
+                reached.sort_unstable();
+                reached.dedup();
+                assert_eq!(reached.len() as u64, partitions, "{seconds} s, {partitions}");
+            }
+        }
+    }
+
+    #[test]
     fn neighbours_share_a_turn_and_many_rows_take_several() {
         let mut turns = Turns::default();
         let first = turns.begin(640, 4_000);
         let second = turns.begin(640, 200);
         let next = turns.begin(645, 1);
-        assert_eq!((first.of_many(0), first.of_many(3_999)), (10, 10));
-        assert_eq!((second.of_many(95), second.of_many(96)), (10, 11));
-        assert_eq!(next.of_many(0), 10);
-        assert_eq!(turns.begin(704, 1).of_many(0), 11);
+        let turn = mixed(10);
+        assert_eq!((first.of_many(0), first.of_many(3_999)), (turn, turn));
+        assert_eq!((second.of_many(95), second.of_many(96)), (turn, turn + 1));
+        assert_eq!(next.of_many(0), turn);
+        assert_eq!(turns.begin(704, 1).of_many(0), mixed(11));
         assert_eq!((first.of_each(1), second.of_each(1), next.of_each(0)), (641, 4_641, 645));
     }
 }

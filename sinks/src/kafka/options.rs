@@ -80,10 +80,11 @@ weir_connect::options! {
         /// Accepted because Flink has it: a DECIMAL is always plain.
         pub decimal_plain: bool = "json.encode.decimal-as-plain-number", default "true";
         /// Sink: which partition a row goes to. `default`: by the key, with the hash that Java's
-        /// client has; without a key in turn, many rows at a time (of 64 ms, at most 4 096 of an
-        /// epoch). `round-robin`: in turn, row by row. `fixed`: to the partition of the shard's
-        /// number (modulo their count). In turn means by the row's place in its epoch and the
-        /// epoch's number, so that a row that is computed again goes to the same partition.
+        /// client has; without a key in turn, many rows at a time (of 64 ms or epochs, at most
+        /// 4 096 of an epoch). `round-robin`: in turn, row by row. `fixed`: to the partition of
+        /// the shard's number (modulo their count). In turn means by the row's place in its epoch
+        /// and the epoch's number, so that a row that is computed again goes to the same
+        /// partition.
         pub partitioner: Partitioner = "sink.partitioner", default "default";
         /// Sink: number of producers that write. With a primary key each has its own keys. It stays
         /// as it is for the life of a job.

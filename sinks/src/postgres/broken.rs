@@ -1,12 +1,13 @@
-//! Guards that a build for tests can do without (feature `breakable`): so it is seen that fault runs
-//! fail where one of them is missing. In every other build all guards stand.
+//! Guards that a build for tests can do without (feature `breakable`): so it is seen that fault
+//! runs fail where one of them is missing. In every other build all guards stand.
 
 /// A guard against rows that are written twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Guard {
-    /// An older generation, or another holder of the same, cannot commit.
+    /// A commit looks at who has the progress, and how far it is: an older generation, or another
+    /// holder of the same, finds it changed.
     Fence,
-    /// What the progress says decides whether a group is sent again.
+    /// After a lost reply the progress is read, and a commit looks at how far it is.
     Progress,
 }
 

@@ -185,12 +185,12 @@ impl ProgressTable {
         let Step { shard, from, to } = step;
         let from = from.map_or("NULL".to_owned(), |epoch| number(epoch).to_string());
         let (epoch, digest) = (number(to.epoch), to.digest);
-        let mut known = format!(
-            "generation = {generation} AND holder = {holder} AND epoch IS NOT DISTINCT FROM {from}"
-        );
-        if is_off(Guard::Fence) || is_off(Guard::Progress) {
-            known = "true".to_owned();
-        }
+        let author = format!("generation = {generation} AND holder = {holder}");
+        let known = match (is_off(Guard::Fence), is_off(Guard::Progress)) {
+            (true, _) => "true".to_owned(),
+            (_, true) => author,
+            _ => format!("{author} AND epoch IS NOT DISTINCT FROM {from}"),
+        };
         format!(
             "WITH moved AS (UPDATE {name} SET epoch = {epoch}, digest = '{digest:032x}', \
              written = now() WHERE {mine} AND shard = {shard} AND {known} RETURNING 1) \

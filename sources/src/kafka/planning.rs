@@ -6,7 +6,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
-use weir_connect::kafka::{identity, topic_hint};
+use weir_connect::kafka::identity::{self, Identity};
+use weir_connect::kafka::topic_hint;
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
 use weir_engine::source::SplitSpec;
@@ -17,6 +18,9 @@ use super::{Topic, fault};
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How often a job's start asks for the id of the topic.
+const ID_TRIES: u32 = 2;
 
 /// How long the client is listened to, to find out why a request failed.
 const TROUBLES_WAIT: Duration = Duration::from_millis(20);
@@ -62,13 +66,8 @@ pub(super) fn splits(topic: &Topic) -> Result<Vec<SplitSpec>, ConnectorError> {
     let what = format!("the Kafka broker {} of table `{}`", topic.servers, topic.table);
     let mut retrying = Retrying::new(what, |_| (), || false);
     let partitions = retrying.run(|| partitions(topic, &client))?;
+    let id = first_id(topic, &client);
     let ranges = retrying.run(|| ranges(topic, &client, &partitions))?;
-    // A broker that does all else may not know this request.
-    let id = topic_id(topic, &client).unwrap_or_else(|error| {
-        let topic = &topic.name;
-        tracing::warn!(%topic, %error, "no topic id: a topic made anew would not be told from it");
-        None
-    });
     let split = |(partition, range): (i32, Range)| SplitSpec {
         number: u64::from(partition.unsigned_abs()),
         name: partition.to_string(),
@@ -124,10 +123,27 @@ fn partitions(topic: &Topic, client: &Client) -> Result<Vec<i32>, ConnectorError
     Ok(numbers)
 }
 
-/// The topic's id, where its brokers give ids.
-pub(super) fn topic_id(topic: &Topic, client: &Client) -> Result<Option<String>, ConnectorError> {
-    identity::topic_id(client.client(), &topic.name, REQUEST_TIMEOUT)
+/// Which topic the name means now.
+pub(super) fn identity(topic: &Topic, client: &Client) -> Result<Identity, ConnectorError> {
+    identity::identity(client.client(), &topic.name, REQUEST_TIMEOUT)
         .map_err(|e| failed(topic, client, &e))
+}
+
+/// The topic's id, where its brokers give ids. A broker that does all else may not answer this.
+fn first_id(topic: &Topic, client: &Client) -> Option<String> {
+    let mut last = None;
+    for _ in 0..ID_TRIES {
+        match identity(topic, client) {
+            Ok(Identity::Known(id)) => return Some(id),
+            Ok(_) => return None,
+            Err(error) => last = Some(error),
+        }
+    }
+    if let Some(error) = last {
+        let topic = &topic.name;
+        tracing::warn!(%topic, %error, "no topic id: a topic made anew would not be told from it");
+    }
+    None
 }
 
 /// Adds the topics that there are, if the topic is not among them.

@@ -31,8 +31,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use weir_connect::kafka::identity::Identity;
 use weir_connect::retry::NEVER_REACHED_MAX;
-use weir_engine::connector::ConnectorError;
+use weir_engine::connector::{ConnectorError, Remedy};
 use weir_engine::source::{SourceHandle, SplitQueue};
 
 use super::planning::{self, Range};
@@ -435,33 +436,42 @@ impl Reader {
         let planned = self.partitions.iter().find_map(|p| planning::planned_id(&p.queue.split));
         let Some(planned) = planned else { return true };
         while !self.stop.load(Ordering::Acquire) && self.partitions.iter().any(|p| !p.done) {
-            let now = Instant::now();
-            match planning::topic_id(&self.topic, &self.client) {
-                Ok(Some(id)) if id != planned => {
-                    self.is_another_topic();
-                    return false;
+            let found = planning::identity(&self.topic, &self.client);
+            let late = self.began.elapsed() >= NEVER_REACHED_MAX;
+            let failed = match found {
+                Ok(Identity::Known(id)) if id != planned => Some(self.is_another()),
+                Ok(Identity::Known(_) | Identity::NoIds) => {
+                    // It has been reached; what the partitions have to say comes a little later.
+                    self.began = Instant::now();
+                    return true;
                 }
-                // A topic that is not there is told of when it is read.
-                Ok(_) => return true,
-                Err(_) => {
-                    self.serve_client();
-                    self.look(now);
-                    self.client.context().wait(IDLE_WAIT);
+                // A broker that has just started may not know its topics yet.
+                Ok(Identity::Missing) => late.then(|| {
+                    let unknown = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic);
+                    fault::of(&self.topic, &unknown, None)
+                }),
+                Err(error) => (late || error.remedy != Remedy::Retry).then_some(error),
+            };
+            if let Some(error) = failed {
+                for partition in self.partitions.iter_mut().filter(|p| !p.done) {
+                    partition.fail(error.clone());
                 }
+                return false;
             }
+            self.serve_client();
+            self.look(Instant::now());
+            self.client.context().wait(IDLE_WAIT);
         }
         false
     }
 
-    fn is_another_topic(&mut self) {
+    fn is_another(&self) -> ConnectorError {
         let what = self.topic.described();
         let message =
             format!("{what} was deleted and made anew: the job's offsets mean nothing in it");
-        let hint = "start the job anew, under another state: it begins where                     'scan.startup.mode' says";
-        let error = ConnectorError::fatal(message).hint(hint);
-        for partition in self.partitions.iter_mut().filter(|p| !p.done) {
-            partition.fail(error.clone());
-        }
+        let hint = "start the job anew, under another state: it begins where 'scan.startup.mode' \
+                    says";
+        ConnectorError::fatal(message).hint(hint)
     }
 
     /// Reads on from where each partition is; what the client has fetched is fetched again.

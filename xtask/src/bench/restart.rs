@@ -1,8 +1,8 @@
 //! How long a killed job takes to its first new row, with 100 000 keys × 240 panes of state.
 //!
 //! `scenarios/bench/hop.sql` runs as a job that lasts and is killed once a checkpoint exists whose
-//! windows are full. Then it is started again and again from a copy of what the kill left; the time
-//! is from the start of the process to the first row of an epoch that the killed one had not closed.
+//! windows are full. Then it is started again and again from a copy of what the kill left; the
+//! time is from the start of the process to the first row of an epoch that was not closed before.
 
 use std::fs;
 use std::path::Path;
