@@ -582,7 +582,7 @@ fn shards_and_prefix_stay_as_they_are() {
 #[test]
 fn without_an_author_rows_are_there_at_least_once() {
     let topic = Topic::of(3);
-    let sink = topic.sink(&[]);
+    let sink = topic.sink(&[("sink.partitioner", "round-robin")]);
     assert!(sink.guarantee().contains("else at least once"));
     let mut writer = sink.open(0, None, Arc::default()).unwrap();
     assert_eq!(writer.progress(), None);
@@ -594,6 +594,15 @@ fn without_an_author_rows_are_there_at_least_once() {
     let turns = [3, 6, 9, 1, 4, 7, 2, 5, 8];
     let expected: Vec<String> = turns.iter().flat_map(|&e| rows(e..=e)).collect();
     assert_eq!(topic.committed(), expected);
+
+    // By default neighbours stay together.
+    let together = Topic::of(3);
+    let mut writer = together.sink(&[]).open(0, None, Arc::default()).unwrap();
+    for epoch in 1..=9 {
+        write(writer.as_mut(), epoch).unwrap();
+    }
+    writer.finish().unwrap();
+    assert_eq!(together.committed(), rows(1..=9));
 
     let lax = topic.sink(&[("sink.delivery-guarantee", "at-least-once")]);
     assert_eq!(lax.take_over(&author(1)).unwrap(), None);

@@ -22,6 +22,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 const WATCH: Duration = Duration::from_micros(300);
 /// After this a broker has saved what it was told.
 const SAVED: Duration = Duration::from_secs(5);
+/// After so long without a row there is nothing new to write.
+const STILL: Duration = Duration::from_secs(5);
 /// How long a disk is full.
 const FULL: Duration = Duration::from_secs(5);
 
@@ -77,7 +79,7 @@ fn checkpoint(world: &mut World) -> Result<()> {
             1 => (false, Duration::ZERO),
             _ => (false, world.random.millis(0, 8)),
         };
-        let file = until_piece(world, drafts)?;
+        let Some(file) = until_piece(world, drafts)? else { break };
         thread::sleep(later);
         world.kill()?;
         caught += usize::from(!state::is_named(&world.state, &file));
@@ -88,17 +90,22 @@ fn checkpoint(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a file of pieces that was not there before.
-fn until_piece(world: &mut World, drafts: bool) -> Result<String> {
+/// Waits for a file of pieces that was not there before. None if no more rows come: checkpoints of a
+/// state that stands still write none.
+fn until_piece(world: &mut World, drafts: bool) -> Result<Option<String>> {
     let began = Instant::now();
+    let mut still = None;
     let known = state::names(&world.state, "pieces");
     loop {
         let names = state::names(&world.state, "pieces");
         let fresh = |name: &&String| drafts == name.starts_with('.') && !known.contains(name);
         if let Some(name) = names.iter().find(fresh) {
-            return Ok(name.clone());
+            return Ok(Some(name.clone()));
         }
         world.weir()?.check()?;
+        if !world.under_load()? && still.get_or_insert_with(Instant::now).elapsed() > STILL {
+            return Ok(None);
+        }
         if began.elapsed() > PATIENCE {
             bail!("no checkpoint within {PATIENCE:?}\n{}", world.weir()?.tail());
         }
