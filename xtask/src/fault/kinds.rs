@@ -90,8 +90,8 @@ fn checkpoint(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a file of pieces that was not there before. None if no more rows come: checkpoints of a
-/// state that stands still write none.
+/// Waits for a file of pieces that was not there before. None if no more rows come: checkpoints of
+/// a state that stands still write none.
 fn until_piece(world: &mut World, drafts: bool) -> Result<Option<String>> {
     let began = Instant::now();
     let mut still = None;
