@@ -1,7 +1,6 @@
 //! Jobs that run in this process, side by side: each fails alone, and its failure is told at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use weir_engine::clock::SystemClock;
@@ -10,7 +9,6 @@ use weir_engine::job::{Failure, JobControl, Lasting};
 
 use crate::report::JobReport;
 use crate::run::{PreparedJob, Trouble, graph_of};
-use crate::status::Status;
 
 /// How often jobs are looked at.
 const LOOK: Duration = Duration::from_millis(5);
@@ -38,7 +36,6 @@ pub struct Jobs {
     threads: Vec<Option<RunningJob>>,
     /// Whether the failure, and whether the interruption was told.
     told: Vec<[bool; 2]>,
-    status: Status,
 }
 
 /// A job that runs on threads of its own.
@@ -46,18 +43,17 @@ pub type RunningJob = JoinHandle<Result<(), Failure>>;
 
 impl Jobs {
     /// Starts jobs, `clusters[i]` for the i-th.
-    pub fn start(jobs: Vec<Startable>, clusters: &[Cluster], digest: bool, quiet: bool) -> Jobs {
+    pub fn start(jobs: Vec<Startable>, clusters: &[Cluster], digest: bool) -> Jobs {
         let clock = || Arc::new(SystemClock);
         let control = |lasting: &Option<Lasting>| match lasting {
             None => JobControl::new(clock(), digest),
             Some(lasting) => JobControl::lasting(clock(), digest, lasting.clone()),
         };
         let controls: Vec<Arc<JobControl>> = jobs.iter().map(|(_, l)| control(l)).collect();
-        let status = Status::start(controls.clone(), quiet);
         let started = jobs.into_iter().zip(&controls).zip(clusters);
         let threads = started.map(|(((job, _), control), set)| Some(start(job, set, control)));
         let threads: Vec<_> = threads.collect();
-        Jobs { told: vec![[false; 2]; threads.len()], controls, threads, status }
+        Jobs { told: vec![[false; 2]; threads.len()], controls, threads }
     }
 
     /// What the jobs share with whoever watches them.
@@ -65,10 +61,11 @@ impl Jobs {
         &self.controls
     }
 
-    /// Waits for the end of all; what happens goes to `tell`, with the job's number.
-    pub fn wait(mut self, stop: &AtomicBool, mut tell: impl FnMut(usize, News)) {
+    /// Waits for the end of all, and asks them to stop once `stop` says so; what happens goes to
+    /// `tell`, with the job's number.
+    pub fn wait(mut self, stop: impl Fn() -> bool, mut tell: impl FnMut(usize, News)) {
         while self.threads.iter().any(Option::is_some) {
-            if stop.load(Ordering::SeqCst) {
+            if stop() {
                 self.controls.iter().for_each(|control| control.stop());
             }
             for job in 0..self.threads.len() {
@@ -76,7 +73,6 @@ impl Jobs {
             }
             thread::sleep(LOOK);
         }
-        self.status.end();
     }
 
     /// Tells what there is to tell of a job, everything once.

@@ -12,9 +12,11 @@
 //! 3. Every sink is taken over: from here on nobody else can commit.
 //! 4. The newest sound checkpoint is read, and the base is chosen: the last epoch of the logs, or
 //!    the checkpoint's where they are gone. No sink may be ahead of it.
-//! 5. Logs that lack something take it over from one that has all; `Begin` is written to each, then
+//! 5. Sources are asked for splits that have come since; if there are any, all splits are stored
+//!    again under the generation's number (`splits/`), and later starts use the newest list.
+//! 6. Logs that lack something take it over from one that has all; `Begin` is written to each, then
 //!    to the store.
-//! 6. Each process opens its own log and takes up its share of the checkpoint. Only then does a
+//! 7. Each process opens its own log and takes up its share of the checkpoint. Only then does a
 //!    source open.
 //!
 //! # Logs that are lost
@@ -48,11 +50,13 @@ use weir_engine::graph::Node;
 use weir_engine::job::Lasting;
 use weir_engine::journal::Folder;
 use weir_engine::sink::Author;
+use weir_engine::source::SplitSpec;
 use weir_engine::store::{FORMAT, JobStore};
 use weir_engine::time::{Epoch, Millis};
 use weir_queries::JobPlan;
 
 use crate::connectors;
+use crate::discovery;
 use crate::run::{PreparedJob, Trouble, graph_of, prepare, probe};
 
 /// Where a job's state is.
@@ -96,6 +100,7 @@ pub struct Begun {
 }
 
 const JOB: &str = "job.json";
+const SPLITS: &str = "splits";
 const SECRET: &str = "(secret)";
 /// How long a start waits for processes that hold the logs still.
 const LOCKED_FOR: Duration = Duration::from_secs(5);
@@ -164,11 +169,11 @@ impl StateOptions {
         let folder = folder_of(&plan.name, same);
         let (store, logs) = self.open(&folder)?;
         let name = plan.name.clone();
-        let (record, job) = settle(&store, plan, epoch)?;
+        let (record, mut job) = settle(&store, plan, epoch)?;
         let generations = store.generations().map_err(of_store)?;
         let begun = generations.iter().filter(|g| g.begun.is_some()).map(|g| g.number).max();
         let logs = Logs::open(&logs, (&name, &record.id), set.processes, begun.unwrap_or(0))?;
-        let (begun, mut logs, restored) = start(&store, &folder, &record, &job, logs, set)?;
+        let (begun, mut logs, restored) = start(&store, &folder, &record, &mut job, logs, set)?;
         let log = (set.processes == 1).then(|| logs.of.remove(&0)).flatten();
         let opened = log.map(|log| Opened { log, restored });
         Ok(NextGeneration { job, begun, opened })
@@ -436,6 +441,34 @@ fn take_stored(
     Ok((record, PreparedJob { plan, input }))
 }
 
+/// Where all splits are, if more have come when a generation begins.
+fn splits_path(generation: u64) -> String {
+    format!("{SPLITS}/{generation:020}.json")
+}
+
+/// Adds the splits that have come since the job began to its own; whether there are any. A source
+/// that does not answer keeps nobody from reading what is known.
+fn add_splits(job: &mut PreparedJob) -> bool {
+    let mut grown = false;
+    for (place, table, added) in discovery::added(job) {
+        match added {
+            Ok(added) if added.is_empty() => {}
+            Ok(added) => {
+                let names: Vec<&str> = added.iter().map(|split| split.name.as_str()).collect();
+                let names = names.join(", ");
+                tracing::warn!(%table, splits = %names, "these have come since the job began");
+                let joined = added.into_iter().map(|split| SplitSpec { joined: true, ..split });
+                job.input.splits[place].extend(joined);
+                grown = true;
+            }
+            Err(error) => {
+                tracing::warn!(%table, %error, "whether there are more splits is not known");
+            }
+        }
+    }
+    grown
+}
+
 /// What is not as it was, in words.
 fn difference(stored: &JobPlan, now: &JobPlan, same_build: bool) -> Option<String> {
     let pairs = tables(stored).zip(tables(now));
@@ -480,12 +513,12 @@ fn masked(plan: &JobPlan, connectors: &Connectors) -> Result<Value, Trouble> {
     serde_json::to_value(&plan).map_err(|e| Trouble::new(format!("the plan is no JSON: {e}")))
 }
 
-/// Steps 2 to 5 of the start.
+/// Steps 2 to 6 of the start.
 fn start(
     store: &JobStore,
     folder: &str,
     record: &JobRecord,
-    job: &PreparedJob,
+    job: &mut PreparedJob,
     mut logs: Logs,
     set: Set,
 ) -> Result<(Begun, Logs, Option<Loaded>), Trouble> {
@@ -502,6 +535,14 @@ fn start(
     let base = choice.base;
     if let Some((table, ahead)) = there.into_iter().find(|(_, ahead)| *ahead > base) {
         return Err(is_ahead(&table, ahead, base));
+    }
+    if let Some(newest) = store.objects().list(SPLITS).map_err(of_store)?.last()
+        && let Some(all) = store.get(newest).map_err(of_store)?
+    {
+        job.input.splits = all;
+    }
+    if begun && add_splits(job) {
+        store.put(&splits_path(generation), &job.input.splits).map_err(of_store)?;
     }
     logs.settle(&choice, set.processes).map_err(failed)?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

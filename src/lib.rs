@@ -9,6 +9,8 @@ pub mod checkpoints;
 pub mod cli;
 pub mod connectors;
 pub mod demo;
+pub mod discovery;
+pub mod here;
 pub mod jobs;
 pub mod lasting;
 pub mod manual;

@@ -3,13 +3,16 @@
 //! The parent plans, finds the splits, begins the jobs' generations and chooses addresses; each
 //! child gets all of that as the first line of its standard input and runs its share. More lines
 //! may follow: to stop, or to end a job that has failed in another process. What a child has to say
-//! are lines of its standard output: that it is alive, and what happens to its jobs.
+//! are lines of its standard output: that it is alive, what happens to its jobs, and that a source
+//! has more splits.
 //!
 //! # Ends
 //! - A job that fails somewhere is ended everywhere; the other jobs go on.
 //! - A child that ends badly, or says nothing for 8 s, ends the set: the others are
 //!   killed. What is shown is why the first one ended; that others lost their connection to it is a
 //!   consequence.
+//! - Where a source has more splits, all are killed as well: the next generation begins with them,
+//!   and what was not committed comes again.
 //! - Where standard input closes the parent is gone: jobs that last end where they are, others
 //!   stop their sources and commit.
 
@@ -27,6 +30,7 @@ use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
 use weir_engine::job::JobControl;
 
+use crate::discovery::{self, Discovery};
 use crate::jobs::{Jobs, News};
 use crate::lasting::{Begun, Set, StateOptions};
 use crate::run::{PreparedJob, RunOptions, Trouble};
@@ -72,8 +76,15 @@ struct Assignment {
 #[derive(Serialize, Deserialize)]
 enum Said {
     Alive,
-    News { job: usize, news: News },
+    News {
+        job: usize,
+        news: News,
+    },
     Refused(Trouble),
+    /// The next generation is to begin.
+    Renew {
+        why: String,
+    },
 }
 
 /// What a child is told.
@@ -166,6 +177,13 @@ impl Processes {
                     let why = format!("process {process} cannot take part: {trouble}");
                     return SetEnd::Lost { why, passing };
                 }
+                // One that is about to end does not begin anew.
+                Ok((_, Said::Renew { .. })) if asked => {}
+                Ok((_, Said::Renew { why })) => {
+                    self.kill();
+                    self.hear_out(&mut ending, &mut tell);
+                    return SetEnd::Lost { why, passing: true };
+                }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             // Whoever stood still must not blame others.
@@ -174,13 +192,17 @@ impl Processes {
             }
             looked = Instant::now();
             if let Some(end) = self.look() {
-                // What they have said before counts.
-                while let Ok((process, said)) = self.news.recv_timeout(LOOK) {
-                    if let Said::News { job, news } = said {
-                        self.pass_on(process, job, news, &mut ending, &mut tell);
-                    }
-                }
+                self.hear_out(&mut ending, &mut tell);
                 return end;
+            }
+        }
+    }
+
+    /// What children that have ended said before counts.
+    fn hear_out(&mut self, ending: &mut Ending, tell: &mut impl FnMut(usize, News)) {
+        while let Ok((process, said)) = self.news.recv_timeout(LOOK) {
+            if let Said::News { job, news } = said {
+                self.pass_on(process, job, news, ending, tell);
             }
         }
     }
@@ -447,16 +469,25 @@ fn run_child() -> Result<(), Trouble> {
         };
         startable.push((job, lasting));
     }
-    let jobs = Jobs::start(startable, &clusters, digest, true);
-    let (controls, asked) = (jobs.controls().to_vec(), stop.clone());
-    thread::spawn(move || obey(stdin, &controls, &asked, state.is_some()));
-    jobs.wait(&stop, |job, news| {
-        if let News::Disconnected(message) = &news {
-            eprintln!("{message}");
-            std::process::exit(LOST_ANOTHER);
-        }
-        say(&Said::News { job, news });
+    let lasting = state.is_some();
+    let watched = startable.iter().map(|(job, _)| job).filter(|_| process == 0);
+    let _discovery = Discovery::start(watched, move |why| match lasting {
+        true => say(&Said::Renew { why: why.to_owned() }),
+        false => discovery::next_time(why),
     });
+    let jobs = Jobs::start(startable, &clusters, digest);
+    let (controls, asked) = (jobs.controls().to_vec(), stop.clone());
+    thread::spawn(move || obey(stdin, &controls, &asked, lasting));
+    jobs.wait(
+        || stop.load(Ordering::SeqCst),
+        |job, news| {
+            if let News::Disconnected(message) = &news {
+                eprintln!("{message}");
+                std::process::exit(LOST_ANOTHER);
+            }
+            say(&Said::News { job, news });
+        },
+    );
     Ok(())
 }
 

@@ -163,6 +163,17 @@ impl JobReport {
         JobReport { failed, ..self }
     }
 
+    /// The counters of a generation with those of the generations before it. Digests go on from
+    /// one generation to the next by themselves.
+    pub fn following(mut self, before: &JobReport) -> JobReport {
+        let digests: Vec<String> = self.sinks.iter().map(|(_, s)| s.digest.clone()).collect();
+        self.add(before);
+        for ((_, sink), digest) in self.sinks.iter_mut().zip(digests) {
+            sink.digest = digest;
+        }
+        self
+    }
+
     /// Adds the counters of the same job on another process.
     pub fn add(&mut self, other: &JobReport) {
         self.failed |= other.failed;

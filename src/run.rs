@@ -1,17 +1,17 @@
 //! Running the jobs of a script: sinks probed, splits found, epochs chosen, workers started.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use weir_engine::connector::{ConnectorError, Remedy};
-use weir_engine::flow::{Cluster, EpochPolicy, JobInput};
+use weir_engine::flow::{EpochPolicy, JobInput};
 use weir_engine::graph::{Graph, Node};
 use weir_engine::job::Failure;
 use weir_queries::JobPlan;
 
 use crate::connectors;
-use crate::jobs::{Jobs, News, Startable};
+use crate::here;
 use crate::lasting::{NextGeneration, Set, StateOptions};
 use crate::report::JobReport;
 use crate::supervisor;
@@ -165,23 +165,6 @@ pub fn numbered(plans: Vec<JobPlan>) -> Vec<(JobPlan, usize)> {
     plans.into_iter().map(number).collect()
 }
 
-/// Prepares a script's jobs for this process alone; those that last begin their next generation.
-fn prepare_all(plans: Vec<JobPlan>, options: &RunOptions) -> Result<Vec<Startable>, Trouble> {
-    let set = Set { processes: 1, workers: options.workers };
-    let mut jobs = Vec::new();
-    for (plan, same) in numbered(plans) {
-        jobs.push(match &options.state {
-            None => (prepare(plan, options.epoch)?, None),
-            Some(state) => {
-                let NextGeneration { job, begun, opened } =
-                    begin(state, (plan, same), options, set)?;
-                (job, Some(state.join(&begun, opened, set, 0)?))
-            }
-        });
-    }
-    Ok(jobs)
-}
-
 /// Begins a job's next generation, and says so.
 pub fn begin(
     state: &StateOptions,
@@ -212,7 +195,7 @@ pub fn run_script(
         let reports = if options.processes > 1 {
             supervisor::run(plans, options, &stop, &mut told)?
         } else {
-            run_here(plans, options, &stop, &mut told)?
+            here::run(plans, options, &stop, &mut told)?
         };
         finish(&reports, options).map_err(Trouble::new)
     });
@@ -220,35 +203,6 @@ pub fn run_script(
         told(trouble);
     }
     well
-}
-
-/// Runs them in this process.
-fn run_here(
-    plans: Vec<JobPlan>,
-    options: &RunOptions,
-    stop: &AtomicBool,
-    tell: &mut dyn FnMut(Trouble),
-) -> Result<Vec<JobReport>, Trouble> {
-    let jobs = prepare_all(plans, options)?;
-    let cluster = Cluster { threads: options.workers, ..Cluster::default() };
-    let clusters = vec![cluster; jobs.len()];
-    let jobs = Jobs::start(jobs, &clusters, options.digest, options.quiet);
-    let mut reports = BTreeMap::new();
-    let mut failed = BTreeSet::new();
-    jobs.wait(stop, |job, news| match news {
-        News::Failed(trouble) => {
-            failed.insert(job);
-            tell(trouble);
-        }
-        News::Disconnected(message) => {
-            failed.insert(job);
-            tell(Trouble::new(message));
-        }
-        News::Interrupted => {}
-        News::Ended(report) => drop(reports.insert(job, report)),
-    });
-    let reports = reports.into_iter();
-    Ok(reports.map(|(job, report)| report.marked(failed.contains(&job))).collect())
 }
 
 /// Prints what came of the jobs.

@@ -2,10 +2,11 @@
 //!
 //! Printed to standard error, in place, only where that is a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use weir_engine::cut::SplitState;
@@ -16,6 +17,25 @@ use crate::report::JobReport;
 
 const EVERY: Duration = Duration::from_millis(500);
 
+/// The jobs that are shown, as they are now.
+#[derive(Clone, Default)]
+pub struct Shown(Arc<Mutex<BTreeMap<usize, Vec<Arc<JobControl>>>>>);
+
+impl Shown {
+    /// Shows these at a place, instead of those that were there.
+    pub fn set(&self, place: usize, jobs: &[Arc<JobControl>]) {
+        self.lock().insert(place, jobs.to_vec());
+    }
+
+    fn jobs(&self) -> Vec<Arc<JobControl>> {
+        self.lock().values().flatten().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Arc<JobControl>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A thread that paints until it is told to end.
 pub struct Status {
     end: Arc<AtomicBool>,
@@ -24,14 +44,14 @@ pub struct Status {
 
 impl Status {
     /// Starts to paint, if there is a terminal and it is wanted.
-    pub fn start(jobs: Vec<Arc<JobControl>>, quiet: bool) -> Status {
+    pub fn start(jobs: Shown, quiet: bool) -> Status {
         let end = Arc::new(AtomicBool::new(false));
         let theirs = end.clone();
         let paint = move || {
             let mut painter = Painter { lines: 0, rows: 0, at: Instant::now() };
             while !theirs.load(Ordering::SeqCst) {
                 thread::park_timeout(EVERY);
-                painter.paint(&jobs);
+                painter.paint(&jobs.jobs());
             }
         };
         let wanted = !quiet && std::io::stderr().is_terminal();

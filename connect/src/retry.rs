@@ -180,7 +180,8 @@ impl<'a> Retrying<'a> {
             format!("cannot reach {} (tried for {seconds} s): {}", self.what, error.message);
         let hint = error.hint.clone();
         let hint = hint.unwrap_or_else(|| "is it running, and is the address right?".to_owned());
-        ConnectorError::reconfigure(message).hint(hint)
+        // It may be there later: whoever can wait tries again.
+        ConnectorError::retry(message).hint(hint)
     }
 
     /// Repeats `attempt` until it works.
@@ -280,6 +281,7 @@ mod tests {
         assert!(lasted <= NEVER_REACHED_MAX && lasted > NEVER_REACHED_MAX / 3, "{lasted:?}");
         assert!(error.message.starts_with("cannot reach the broker b:1 (tried for"), "{error}");
         assert!(error.message.ends_with("connection refused"), "{error}");
+        assert_eq!(error.remedy, Remedy::Retry, "who can wait may try again");
 
         let mut lost = Retrying::new("the broker b:1", |_| (), || false);
         lost.succeeded();

@@ -7,7 +7,8 @@
 //!
 //! # Watermark of a source
 //! The least mark over its splits that are neither idle nor finished; it never goes back; it is
-//! unset until every planned split has reported, and final once all have finished. A table that is
+//! unset until every split that the job began with has reported, and final once all have finished;
+//! one that came later counts from its first report on. A table that is
 //! read before the streams start never holds one: its watermark is final from the beginning.
 
 use serde::{Deserialize, Serialize};
@@ -65,8 +66,10 @@ pub struct CutPart {
 /// What a job knows of one of its sources before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcePlan {
-    /// All its splits.
+    /// All its splits, those that came later behind those that the job began with.
     pub splits: Vec<SplitId>,
+    /// With how many of them the job began.
+    pub first: usize,
     /// The splits that queues are read for; several `splits` may travel in one of them.
     pub queues: Vec<SplitId>,
     /// Whether it is read to the end before the others start.
@@ -93,10 +96,18 @@ impl SourceCut {
             && self.facts.values().all(|f| f.state == SplitState::Finished)
     }
 
+    /// Whether every split that the job began with has reported.
+    fn reported(&self) -> bool {
+        let first = &self.plan.splits[..self.plan.first];
+        // Most of the time all have, and counting is enough.
+        self.facts.len() == self.plan.splits.len()
+            || self.facts.len() >= first.len() && first.iter().all(|s| self.facts.contains_key(s))
+    }
+
     fn advance(&mut self, recorded_time: Millis) -> Millis {
         if self.plan.table_first || self.finished() {
             self.watermark = MARK_END;
-        } else if self.plan.timed && self.facts.len() == self.plan.splits.len() {
+        } else if self.plan.timed && self.reported() {
             let holding = self
                 .facts
                 .values()
@@ -313,6 +324,7 @@ mod tests {
         let splits = vec![split(0), split(1)];
         CutState::start(vec![SourcePlan {
             queues: splits.clone(),
+            first: splits.len(),
             splits,
             table_first: false,
             timed: true,
@@ -339,6 +351,21 @@ mod tests {
         let end = vec![facts(0, 1, SplitState::Finished), facts(1, 1, SplitState::Finished)];
         assert_eq!(close(&mut state, end), MARK_END);
         assert!(state.all_finished());
+    }
+
+    #[test]
+    fn a_split_that_came_later_counts_from_its_first_report_on() {
+        let mut state = two();
+        state.sources[0].plan.first = 1;
+        assert_eq!(close(&mut state, Vec::new()), MARK_NONE);
+        assert_eq!(close(&mut state, vec![facts(0, 100, SplitState::Reading)]), 100);
+        assert_eq!(close(&mut state, vec![facts(1, 40, SplitState::Reading)]), 100);
+        assert_eq!(close(&mut state, vec![facts(0, 200, SplitState::Reading)]), 100);
+        assert_eq!(close(&mut state, vec![facts(1, 150, SplitState::Reading)]), 150);
+        // A stranger's report is not that of the first.
+        let mut state = two();
+        state.sources[0].plan.first = 1;
+        assert_eq!(close(&mut state, vec![facts(1, 40, SplitState::Reading)]), MARK_NONE);
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //!   sources stop in the end.
 //! - [`SinkWriter::end_epoch`] follows each epoch, also one without rows; it may close files by
 //!   size and by age in recorded time, and commit. What it returns as committed is durable.
-//! - [`SinkWriter::flush`] is called when no epoch has come for a while, so that buffers that only
-//!   wait for company are written.
+//! - [`SinkWriter::flush`] is called when no epoch has come for [`SinkWriter::patience`], so that
+//!   buffers that only wait for company are written.
 //! - [`SinkWriter::finish`] commits everything; then the writer is dropped. It is not called where
 //!   a job that lasts was only stopped: what has not been committed then comes again.
 //!
@@ -33,10 +33,14 @@ use arrow::buffer::ScalarBuffer;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::connector::ConnectorError;
 use crate::state::{Pieces, Restored};
 use crate::time::{Epoch, Millis};
+
+/// How long a writer that has no other wish waits for company.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Who writes into a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,12 +91,14 @@ pub struct ShardEnd {
     /// The digest of all rows that the shard got up to here, from the job's beginning on; 0 without
     /// an author.
     pub digest: u128,
+    /// Whether another epoch is there already, so that it may share a transaction.
+    pub more: bool,
 }
 
 impl ShardEnd {
-    /// The end of an epoch where no author counts rows.
+    /// The end of an epoch where no author counts rows and none follows yet.
     pub fn at(epoch: Epoch, recorded_time: Millis) -> ShardEnd {
-        ShardEnd { epoch, recorded_time, digest: 0 }
+        ShardEnd { epoch, recorded_time, digest: 0, more: false }
     }
 }
 
@@ -167,6 +173,11 @@ pub trait SinkWriter: Send {
 
     /// The epoch is complete. Returns the newest epoch that is committed.
     fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError>;
+
+    /// How long what is accepted may wait for the next epoch; then it is flushed.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// Nothing came for a while. Returns the newest epoch that is committed.
     fn flush(&mut self) -> Result<Epoch, ConnectorError>;

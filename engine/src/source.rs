@@ -46,12 +46,27 @@ pub struct SplitSpec {
     pub carries: Vec<u64>,
     /// Whatever else the connector needs to open it, in a form of its own.
     pub detail: serde_json::Value,
+    /// Whether it came while the job lasted: the watermark does not wait for its first report, so
+    /// that cuts from before it came mean what they meant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
 }
 
 /// A source of one table.
 pub trait Source: Send + Sync {
     /// The splits as they are now. May ask the outside world.
     fn splits(&self) -> Result<Vec<SplitSpec>, ConnectorError>;
+
+    /// How often a job looks for splits that have come since it began; `None`: they never do.
+    fn discovery(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Splits that are there beside those known, each from where nothing of it is lost. Asks the
+    /// outside world, once.
+    fn added(&self, _known: &[SplitSpec]) -> Result<Vec<SplitSpec>, ConnectorError> {
+        Ok(Vec::new())
+    }
 
     /// Starts to read these splits into their queues.
     fn open(&self, queues: Vec<Arc<SplitQueue>>) -> Result<Box<dyn SourceHandle>, ConnectorError>;

@@ -20,7 +20,7 @@ CREATE TABLE readings (
   'scan.watermark.idle-timeout' = '1 h',
   'format' = 'json',
   'json.timestamp-format.standard' = 'ISO-8601',
-  'dead-letter.table' = 'bad'${WITHIN}
+  'dead-letter.table' = 'bad'${WITHIN}${COPIES}
 );
 
 CREATE TABLE bad (

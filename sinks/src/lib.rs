@@ -12,3 +12,4 @@ pub mod postgres;
 pub mod print;
 
 mod group;
+mod pace;

@@ -2,9 +2,9 @@
 //!
 //! # What is promised
 //! - The rows of an epoch become visible together: groups of whole epochs go in one short
-//!   transaction, at the latest `sink.buffer-flush.interval` after the first of them. No
-//!   transaction stays open while nothing is sent, and nothing is prepared in two phases: on a
-//!   hypertable that would block every writer that needs a new chunk.
+//!   transaction, as soon as the one before is done and has rested (`pace.rs`). No transaction
+//!   stays open while nothing is sent, and nothing is prepared in two phases: on a hypertable that
+//!   would block every writer that needs a new chunk.
 //! - Where the job lasts (`weir run --state`) each row gets there exactly once, at the latency of a
 //!   transaction: the progress is in the same transaction, fenced by generation (`progress.rs`).
 //!   Else:
@@ -100,8 +100,9 @@ weir_connect::options! {
         pub cert_file: Option<String> = "ssl.cert-file", optional;
         /// PEM file of the key of the client's certificate.
         pub key_file: Option<String> = "ssl.key-file", optional;
-        /// How long rows may wait for a transaction to share.
-        pub linger: Duration = "sink.buffer-flush.interval", default "5 ms";
+        /// The least time between two transactions: rows that come sooner wait until it is over,
+        /// and share one. Rows that come after a pause do not wait.
+        pub rest: Duration = "sink.buffer-flush.interval", default "1 ms";
         /// A transaction takes no further epoch once it has this many rows.
         pub rows_max: NonZeroU32 = "sink.buffer-flush.max-rows", default "20000";
         /// Number of connections that write. With a primary key each has its own keys.

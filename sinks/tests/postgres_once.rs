@@ -85,7 +85,7 @@ fn rows(values: &[i64]) -> RecordBatch {
 }
 
 fn end(epoch: u64) -> ShardEnd {
-    ShardEnd { epoch, recorded_time: 0, digest: u128::from(epoch) << 100 }
+    ShardEnd { digest: u128::from(epoch) << 100, ..ShardEnd::at(epoch, 0) }
 }
 
 /// Writes an epoch with one row, its number, and commits it.

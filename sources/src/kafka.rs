@@ -13,13 +13,17 @@
 //! properties say otherwise. Offsets that the broker no longer has end the job, unless
 //! `'scan.offset-lost' = 'skip'`.
 //!
+//! # Partitions that come later
+//! They are no part of a job before a generation begins with them, each from its oldest message.
+//!
 //! # Limits
-//! Partitions are listed once. Memory: for each worker about 128 MiB of what is fetched, plus the
+//! Memory: for each worker about 128 MiB of what is fetched, plus the
 //! queues.
 
 use arrow::datatypes::{DataType, TimeUnit};
 use rdkafka::ClientConfig;
 use std::sync::Arc;
+use std::time::Duration;
 use weir_connect::options::{bad_table, bad_value};
 use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
 use weir_engine::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
@@ -98,6 +102,8 @@ struct Topic {
     commits: bool,
     start: Start,
     bounded: bool,
+    /// How often it is looked for more partitions.
+    discovery: Option<Duration>,
     skip_lost: bool,
     fail_on_error: bool,
     json: weir_connect::json::JsonOptions,
@@ -118,6 +124,17 @@ struct Kafka {
 impl Source for Kafka {
     fn splits(&self) -> Result<Vec<SplitSpec>, ConnectorError> {
         planning::splits(&self.topic)
+    }
+
+    fn discovery(&self) -> Option<Duration> {
+        self.topic.discovery.filter(|_| !self.topic.bounded)
+    }
+
+    fn added(&self, known: &[SplitSpec]) -> Result<Vec<SplitSpec>, ConnectorError> {
+        match self.topic.bounded {
+            true => Ok(Vec::new()),
+            false => planning::added(&self.topic, known),
+        }
     }
 
     fn open(&self, queues: Vec<Arc<SplitQueue>>) -> Result<Box<dyn SourceHandle>, ConnectorError> {

@@ -85,6 +85,7 @@ impl Source for Mqtt {
             lazy: false,
             carries: Vec::new(),
             detail: serde_json::Value::Null,
+            joined: false,
         });
         Ok(slots.collect())
     }

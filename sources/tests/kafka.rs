@@ -6,7 +6,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Field, Fields, Int64Type, TimeUnit};
 use expect_test::expect;
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
@@ -426,7 +426,7 @@ fn a_topic_that_is_not_there_is_named_with_one_that_is() {
 fn a_broker_that_was_never_reached_ends_it() {
     let began = Instant::now();
     let error = source(&table("a", "127.0.0.1:9", &[N], &[])).splits().unwrap_err();
-    assert_eq!(error.remedy, Remedy::Reconfigure);
+    assert_eq!(error.remedy, Remedy::Retry);
     assert!(error.message.contains("127.0.0.1:9 of table `t`"), "{error}");
     assert!(error.message.contains("Connection refused"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(22), "{:?}", began.elapsed());
@@ -582,4 +582,38 @@ fn a_topic_that_was_made_anew_is_not_the_one_that_was_read() {
     assert_eq!(error.hint.as_deref(), Some(hint));
     assert!(queues.iter().all(|queue| queue.rows_waiting() == 0));
     drop(handle);
+}
+
+#[test]
+fn partitions_that_came_later_are_found_with_all_that_is_in_them() {
+    let topic = Topic::of(1);
+    let table = topic.table(&[("n", DataType::Int64)], &[("scan.startup.mode", "latest-offset")]);
+    let source = source(&table);
+    let splits = source.splits().unwrap();
+    assert_eq!(source.added(&splits).unwrap(), []);
+    assert_eq!(source.discovery(), Some(Duration::from_secs(60)));
+
+    let admin: AdminClient<DefaultClientContext> = config(&topic.servers).create().unwrap();
+    let more = NewPartitions::new(&topic.name, 3);
+    block_on(admin.create_partitions([&more], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
+    topic.send_many(2, 0..5);
+    topic.sent();
+    let mut added = Vec::new();
+    until("both are told of", || {
+        added = source.added(&splits).unwrap();
+        added.len() == 2
+    });
+    let id = &splits[0].detail["topic_id"];
+    for (number, split) in (1..).zip(&added) {
+        assert_eq!((split.number, split.name.as_str()), (number, &*number.to_string()));
+        assert_eq!((&split.detail["start"], &split.detail["topic_id"]), (&0.into(), id));
+    }
+    let all: Vec<SplitSpec> = splits.into_iter().chain(added).collect();
+    assert_eq!(source.added(&all).unwrap(), []);
+
+    // What is read to its end now does not grow.
+    let bounded = topic.table(&[("n", DataType::Int64)], &[("scan.bounded.mode", "latest-offset")]);
+    let bounded = self::source(&bounded);
+    assert_eq!(bounded.added(&all[..1]).unwrap(), []);
+    assert_eq!(bounded.discovery(), None);
 }

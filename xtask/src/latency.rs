@@ -20,7 +20,8 @@ use crate::{places, process};
 
 const RATE: u64 = 10_000;
 const SECONDS: u64 = 60;
-/// Of these none is counted: a broker that has just begun is slow, while its machine compiles.
+/// Of these none is counted, by default: a broker that has just begun is slow, while its machine
+/// compiles.
 const WARM_SECONDS: u64 = 30;
 const PARTITIONS: &str = "4";
 /// Milliseconds.
@@ -48,22 +49,23 @@ struct Seen {
     max: f64,
 }
 
-/// `cargo xtask latency [--seconds S] [--rate R] [--weir PATH] [--weir-args '-w 2']`
+/// `cargo xtask latency [--seconds S] [--warm S] [--rate R] [--weir PATH] [--weir-args '-w 2']`
 pub(crate) fn command(mut args: Args) -> Result<()> {
     let seconds: u64 = args.option("--seconds")?.unwrap_or(SECONDS);
+    let warm: u64 = args.option("--warm")?.unwrap_or(WARM_SECONDS);
     let rate: u64 = args.option("--rate")?.unwrap_or(RATE);
     let weir = places::weir(args.option::<PathBuf>("--weir")?)?;
     let weir_args = args.option::<String>("--weir-args")?.unwrap_or_default();
     args.finish()?;
-    let least = WARM_SECONDS + 10;
+    let least = warm + 10;
     ensure!(seconds >= least, "--seconds must be at least {least}");
     let services = Services::start(&[Kind::Kafka, Kind::Postgres])?;
     let mut missed = Vec::new();
     for to in [To::Postgres, To::Kafka] {
-        let seen = measure(&weir, &weir_args, &services, to, (rate, seconds))
+        let seen = measure(&weir, &weir_args, &services, to, (rate, seconds, warm))
             .with_context(|| format!("{to:?}"))?;
         println!(
-            "Kafka to {to:?} at {rate} rows/s for {seconds} s (the first {WARM_SECONDS} not \
+            "Kafka to {to:?} at {rate} rows/s for {seconds} s (the first {warm} not \
              counted): p50 {:.1} ms (bar {P50_MAX}), p90 {:.1} ms, p99 {:.1} ms (bar {P99_MAX}), \
              greatest {:.0} ms; {} rows counted",
             seen.p50, seen.p90, seen.p99, seen.max, seen.counted
@@ -88,7 +90,7 @@ fn measure(
     weir_args: &str,
     services: &Services,
     to: To,
-    (rate, seconds): (u64, u64),
+    (rate, seconds, warm): (u64, u64, u64),
 ) -> Result<Seen> {
     let folder = tempfile::tempdir()?;
     let name = format!("latency_{}_{}", std::process::id(), u8::from(to == To::Kafka));
@@ -116,7 +118,7 @@ fn measure(
     let mut job = Job::start(weir, weir_args, &script, folder.path())?;
     job.until_reading()?;
     let rows = (rate * seconds).to_string();
-    let warm = WARM_SECONDS.to_string();
+    let warm = warm.to_string();
     let reader = match to {
         To::Postgres => ["table", &url, &into, &rows, &warm].map(str::to_owned),
         To::Kafka => ["topic", &broker, &into, &rows, &warm].map(str::to_owned),

@@ -136,6 +136,7 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
     for (_, node) in nodes {
         let mut plan = SourcePlan {
             splits: Vec::new(),
+            first: 0,
             queues: Vec::new(),
             table_first: node.table_first,
             timed: node.time.is_some(),
@@ -157,6 +158,9 @@ fn what_is_known(nodes: &[(usize, Arc<SourceNode>)], job: &JobInput) -> (Known, 
             }
             plan.queues.push(id);
             plan.splits.extend(splits);
+            if !spec.joined {
+                plan.first = plan.splits.len();
+            }
         }
         plans.push(plan);
     }

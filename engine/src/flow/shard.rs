@@ -8,7 +8,6 @@ use arrow::buffer::ScalarBuffer;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::checkpoint::{Checkpointer, Owner};
 use crate::connector::ConnectorError;
@@ -20,8 +19,6 @@ use crate::tasks::{Bell, Next, Running, Task};
 use crate::time::Epoch;
 
 const QUEUE_BYTES_MAX: usize = 16 << 20;
-/// How long a writer that has nothing to do waits before it is asked to flush.
-const FLUSH_AFTER: Duration = Duration::from_millis(20);
 
 /// The rows of a complete epoch.
 pub(crate) struct EpochRows {
@@ -93,8 +90,11 @@ impl ShardQueue {
         if state.abandon {
             return Some(Work::Abandon);
         }
-        let epoch = state.epochs.pop_front().map(Work::Epoch);
-        epoch.or_else(|| state.finish.map(Work::Finish))
+        let Some(mut epoch) = state.epochs.pop_front() else {
+            return state.finish.map(Work::Finish);
+        };
+        epoch.end.more = !state.epochs.is_empty();
+        Some(Work::Epoch(epoch))
     }
 
     fn written(&self, bytes: usize, committed: Epoch) {
@@ -300,7 +300,7 @@ impl Writing {
             Some(Work::Finish(Finish::Stopped)) => return writer.flush().map(|_| Next::Done),
             Some(Work::Abandon) => return Ok(Next::Done),
             None if self.quiet => return Ok(Next::Wait(None)),
-            None if !timed_out => return Ok(Next::Wait(Some(FLUSH_AFTER))),
+            None if !timed_out => return Ok(Next::Wait(Some(writer.patience()))),
             None => {
                 let committed = writer.flush()?;
                 self.queue.written(0, committed);
@@ -375,5 +375,78 @@ impl There {
         let hint = "something that the job reads has changed, or its query depends on more than \
                     its inputs; nothing was written over";
         Err(ConnectorError::fatal(message).hint(hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Accepts everything, and waits for company as long as it was told.
+    struct Waiting(Duration);
+
+    impl SinkWriter for Waiting {
+        fn write(
+            &mut self,
+            _: Epoch,
+            _: RecordBatch,
+            _: Option<ScalarBuffer<i64>>,
+        ) -> Result<(), ConnectorError> {
+            Ok(())
+        }
+        fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
+            Ok(end.epoch - 1)
+        }
+        fn patience(&self) -> Duration {
+            self.0
+        }
+        fn flush(&mut self) -> Result<Epoch, ConnectorError> {
+            Ok(7)
+        }
+        fn finish(&mut self) -> Result<(), ConnectorError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_waits_is_flushed_after_the_patience_of_its_writer() {
+        let queue = Arc::new(ShardQueue { state: Mutex::default(), bell: Arc::default() });
+        let control = JobControl::new(Arc::new(crate::clock::SystemClock), false);
+        let patience = Duration::from_millis(3);
+        let mut work = Writing {
+            table: "t".into(),
+            state: Stage::Open(Box::new(Waiting(patience)), There(None)),
+            saving: Saving { checkpoints: None, sink: 0, shard: 0 },
+            queue: queue.clone(),
+            report: Arc::default(),
+            control,
+            wake: Box::new(|| ()),
+            quiet: false,
+        };
+        let end = ShardEnd::at(7, 0);
+        queue.push(EpochRows { end, rows: Vec::new(), bytes: 0, checkpoint: false });
+        assert_eq!(work.step(false), Next::Again);
+        assert_eq!((work.step(false), queue.progress().0), (Next::Wait(Some(patience)), Some(6)));
+        assert_eq!((work.step(true), queue.progress().0), (Next::Again, Some(7)));
+        assert_eq!(work.step(false), Next::Wait(None));
+    }
+
+    #[test]
+    fn an_epoch_says_whether_another_waits() {
+        let queue = ShardQueue { state: Mutex::default(), bell: Arc::default() };
+        let push = |epoch| {
+            let end = ShardEnd::at(epoch, 0);
+            queue.push(EpochRows { end, rows: Vec::new(), bytes: 0, checkpoint: false });
+        };
+        let next = || match queue.next() {
+            Some(Work::Epoch(epoch)) => Some((epoch.end.epoch, epoch.end.more)),
+            _ => None,
+        };
+        (1..=3).for_each(push);
+        assert_eq!((next(), next(), next()), (Some((1, true)), Some((2, true)), Some((3, false))));
+        push(4);
+        queue.finish(true);
+        assert_eq!((next(), next()), (Some((4, false)), None));
     }
 }

@@ -275,7 +275,7 @@ impl SinkState {
             // Of what waits in the queue: texts may be much longer than their places in a
             // dictionary.
             let bytes = rows.iter().map(|(rows, _)| crate::rows::sliced_bytes(rows)).sum();
-            let end = ShardEnd { epoch, recorded_time: self.recorded_time, digest: *sum };
+            let end = ShardEnd { digest: *sum, ..ShardEnd::at(epoch, self.recorded_time) };
             shard.queue.push(EpochRows { end, rows, bytes, checkpoint });
         }
         debug_assert!(by_shard.is_empty(), "rows of a shard that this worker does not write");

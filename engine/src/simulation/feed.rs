@@ -218,5 +218,6 @@ pub(super) fn spec(number: u64, name: &str) -> SplitSpec {
         lazy: false,
         carries: Vec::new(),
         detail: serde_json::Value::Null,
+        joined: false,
     }
 }

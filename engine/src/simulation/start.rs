@@ -1,4 +1,5 @@
-//! How a generation begins: the order of `weir run --state`, with everything that can go wrong.
+//! How a generation begins: the order of `weir run --state`, with everything that can go wrong but
+//! for splits that come.
 
 use std::sync::Arc;
 

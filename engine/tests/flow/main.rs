@@ -60,6 +60,7 @@ impl Source for Numbers {
             lazy: true,
             carries: Vec::new(),
             detail: serde_json::Value::Null,
+            joined: false,
         };
         Ok((0..SPLITS as u64).map(spec).collect())
     }

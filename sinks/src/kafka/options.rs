@@ -100,9 +100,10 @@ weir_connect::options! {
         /// Sink: compacted topic that remembers, for jobs that last, how far each shard is written.
         /// It is made if it does not exist. It stays as it is for the life of a job.
         pub progress_topic: String = "sink.progress-topic", default "weir-progress";
-        /// Sink: the least time between two transactions (3 ms if less is given); rows that come
-        /// sooner wait for company. Rows that come after a pause do not wait.
-        pub linger: Duration = "sink.buffer-flush.interval", default "5 ms";
+        /// Sink: the least time between two transactions: rows that come sooner wait until it is
+        /// over, and share one. Rows that come after a pause do not wait. A broker is not quite
+        /// done with a transaction when it says that it is committed.
+        pub rest: Duration = "sink.buffer-flush.interval", default "1 ms";
         /// Sink: a transaction takes no further epoch once it has this many rows.
         pub rows_max: u32 = "sink.buffer-flush.max-rows", default "20000";
         /// Sink: how long one attempt to reach the broker may take.

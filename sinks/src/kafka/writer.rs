@@ -1,15 +1,13 @@
 //! One shard: gathers whole epochs and sends them as groups.
 //!
 //! # How large a group is
-//! It is sent at the end of an epoch, once `sink.buffer-flush.interval` has passed since the last
-//! one was, or it has as many rows or bytes as a group may have. So rows that come after a pause do
-//! not wait, and where epochs come faster than transactions are made, they share one. A single
-//! epoch is never cut.
+//! All epochs that wait, as [`Pace`] says, with `sink.buffer-flush.interval` for a rest; or as many
+//! rows or bytes as a group may have.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use weir_connect::retry::Retrying;
 use weir_engine::connector::ConnectorError;
 use weir_engine::sink::{Author, Progress, ShardEnd, SinkReport, SinkWriter};
@@ -19,11 +17,9 @@ use super::client::Reporting;
 use super::session::Session;
 use super::{Kind, Plan};
 use crate::group::Group;
+use crate::pace::Pace;
 
 const BYTES_MAX: usize = 8 << 20;
-/// The least rest between two groups. A broker is not done with a transaction when it says that it
-/// is committed; one that comes sooner is refused, and tried again by the client only 20 ms later.
-const REST_MIN: Duration = Duration::from_millis(3);
 
 /// Writes one shard.
 pub(super) struct Writer {
@@ -32,7 +28,7 @@ pub(super) struct Writer {
     retrying: Retrying<'static>,
     report: Arc<SinkReport>,
     group: Group,
-    sent_at: Option<Instant>,
+    pace: Pace,
     ended: Progress,
     committed: Epoch,
 }
@@ -48,6 +44,10 @@ impl Writer {
         let (notices, stop) = (report.clone(), report.clone());
         let mut retrying =
             Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
+        if author.is_some() {
+            // It was there a moment ago, when the sink was taken over.
+            retrying.succeeded();
+        }
         retrying.run(|| {
             let waiting = Reporting::to(&report, plan.what());
             session.open(&waiting).inspect(|()| waiting.over())
@@ -55,11 +55,11 @@ impl Writer {
         Ok(Writer {
             group: Group::keyed_by(plan.columns.primary.clone()),
             committed: session.there().map_or(0, |there| there.epoch),
+            pace: Pace::with_rest(plan.options.rest),
             plan,
             session,
             retrying,
             report,
-            sent_at: None,
             ended: Progress { epoch: 0, digest: 0 },
         })
     }
@@ -78,7 +78,7 @@ impl Writer {
             })?;
             self.report.committed(messages.rows, messages.bytes.len() as u64);
             self.group.clear();
-            self.sent_at = Some(Instant::now());
+            self.pace.sent();
         }
         self.committed = self.committed.max(self.ended.epoch);
         Ok(())
@@ -115,13 +115,16 @@ impl SinkWriter for Writer {
 
     fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
         self.ended = Progress { epoch: end.epoch, digest: end.digest };
-        let options = &self.plan.options;
-        let rested = self.sent_at.is_none_or(|sent| sent.elapsed() >= options.linger.max(REST_MIN));
-        let full = self.group.rows() >= options.rows_max as usize;
-        if self.group.rows() == 0 || rested || full || self.group.bytes() >= BYTES_MAX {
+        let rows = self.group.rows();
+        let full = rows >= self.plan.options.rows_max as usize || self.group.bytes() >= BYTES_MAX;
+        if rows == 0 || full || self.pace.is_due(end) {
             self.commit(None)?;
         }
         Ok(self.committed)
+    }
+
+    fn patience(&self) -> Duration {
+        self.pace.left()
     }
 
     fn flush(&mut self) -> Result<Epoch, ConnectorError> {

@@ -1,11 +1,10 @@
 //! One shard: gathers whole epochs and sends them as groups.
 //!
 //! # How large a group is
-//! It is sent at the end of an epoch, once its first row has waited for
-//! `sink.buffer-flush.interval` or it has as many rows as a transaction may take. That number
-//! follows the link: a transaction of more than a second halves it, a faster one of that size
-//! doubles it, up to `sink.buffer-flush.max-rows`. So on a slow link transactions stay short, and
-//! a lost one costs little. A single epoch is never cut.
+//! All epochs that wait, as [`Pace`] says, with `sink.buffer-flush.interval` for a rest; or as many
+//! rows as a transaction may take. That number follows the link: a transaction of more than a
+//! second halves it, a faster one of that size doubles it, up to `sink.buffer-flush.max-rows`. So
+//! on a slow link transactions stay short, and a lost one costs little.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
@@ -24,6 +23,7 @@ use super::nul;
 use super::progress::{ProgressTable, Step};
 use super::session::Session;
 use crate::group::Group;
+use crate::pace::Pace;
 
 /// A transaction should not take longer.
 const TRANSACTION_AIM: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(crate) struct Writer {
     retrying: Retrying<'static>,
     report: Arc<SinkReport>,
     group: Group,
-    waiting_since: Option<Instant>,
+    pace: Pace,
     rows_aim: usize,
     /// The end of the last epoch.
     ended: ShardEnd,
@@ -67,6 +67,10 @@ impl Writer {
         let (notices, stop) = (report.clone(), report.clone());
         let mut retrying =
             Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
+        if once.is_some() {
+            // It was there a moment ago, when the sink was taken over.
+            retrying.succeeded();
+        }
         retrying.run(|| session.reach())?;
         let once = match once {
             None => None,
@@ -79,11 +83,11 @@ impl Writer {
         Ok(Writer {
             group: Group::keyed_by(plan.target.key().to_vec()),
             rows_aim: plan.options.rows_max.get() as usize,
+            pace: Pace::with_rest(plan.options.rest),
             plan,
             session,
             retrying,
             report,
-            waiting_since: None,
             ended: ShardEnd::at(0, 0),
             committed: 0,
             once,
@@ -92,7 +96,6 @@ impl Writer {
 
     /// Sends the group, however long that takes (at most `time_max`).
     fn commit(&mut self, time_max: Option<Duration>) -> Result<(), ConnectorError> {
-        self.waiting_since = None;
         if self.group.rows() > 0 || self.has_refused_only() {
             let prepared = prepare(&self.group);
             let prepared =
@@ -112,6 +115,7 @@ impl Writer {
             self.adapt(began.elapsed());
             self.report.committed(prepared.rows, bytes as u64);
             self.group.clear();
+            self.pace.sent();
         }
         self.committed = self.ended.epoch;
         Ok(())
@@ -222,7 +226,6 @@ impl SinkWriter for Writer {
             self.refuse(epoch, refused.len());
         }
         if rows.num_rows() > 0 {
-            self.waiting_since.get_or_insert_with(Instant::now);
             self.group.push(epoch, rows, diffs);
         }
         Ok(())
@@ -230,11 +233,16 @@ impl SinkWriter for Writer {
 
     fn end_epoch(&mut self, end: ShardEnd) -> Result<Epoch, ConnectorError> {
         self.ended = end;
-        let waited = self.waiting_since.is_none_or(|s| s.elapsed() >= self.plan.options.linger);
-        if waited || self.group.rows() >= self.rows_aim || self.group.bytes() >= BYTES_MAX {
+        let rows = self.group.rows();
+        let full = rows >= self.rows_aim || self.group.bytes() >= BYTES_MAX;
+        if rows == 0 || full || self.pace.is_due(end) {
             self.commit(None)?;
         }
         Ok(self.committed)
+    }
+
+    fn patience(&self) -> Duration {
+        self.pace.left()
     }
 
     fn flush(&mut self) -> Result<Epoch, ConnectorError> {

@@ -92,6 +92,7 @@ pub(super) fn splits(files: &Files) -> Result<Vec<SplitSpec>, ConnectorError> {
         lazy: files.options.split_by != SplitBy::Columns,
         carries: Vec::new(),
         detail: serde_json::json!({ "paths": paths }),
+        joined: false,
     };
     Ok(match files.options.split_by {
         SplitBy::File => paths

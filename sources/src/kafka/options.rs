@@ -2,6 +2,7 @@
 
 use rdkafka::ClientConfig;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use weir_connect::json::{JsonOptions, TimestampStandard};
 use weir_connect::kafka::{Settings, client_config};
 use weir_connect::options::{Prefixed, bad_value, mask_url};
@@ -84,9 +85,11 @@ weir_connect::options! {
         /// with the oldest message there is (`skip`), counts what was lost and keeps the gap in its
         /// cuts.
         pub offset_lost: OffsetLost = "scan.offset-lost", default "fail";
-        /// Accepted because Flink has it. Partitions are listed once, when the job starts.
-        pub discovery: Option<String> =
-            "scan.topic-partition-discovery.interval", optional;
+        /// How often it is looked whether the topic has more partitions; `0 s`: only when the job
+        /// starts. With `--state` they are read, from their oldest message, by a new generation
+        /// that begins at once; else it is said, and the next start reads them.
+        pub discovery: Duration =
+            "scan.topic-partition-discovery.interval", default "1 min";
         /// How TIMESTAMP columns look in JSON.
         pub timestamp_format: TimestampStandard =
             "json.timestamp-format.standard", default "SQL";
@@ -149,6 +152,7 @@ pub(super) fn read(table: &TableSpec, also: &[OptionDoc]) -> Result<Topic, Vec<O
             commits: options.properties.get("group.id").is_some(),
             start,
             bounded: options.bounded_mode == BoundedMode::Latest,
+            discovery: (!options.discovery.is_zero()).then_some(options.discovery),
             skip_lost: options.offset_lost == OffsetLost::Skip,
             fail_on_error: options.fail_on_error,
             json: JsonOptions {

@@ -67,16 +67,39 @@ pub(super) fn splits(topic: &Topic) -> Result<Vec<SplitSpec>, ConnectorError> {
     let mut retrying = Retrying::new(what, |_| (), || false);
     let partitions = retrying.run(|| partitions(topic, &client))?;
     let id = first_id(topic, &client);
-    let ranges = retrying.run(|| ranges(topic, &client, &partitions))?;
-    let split = |(partition, range): (i32, Range)| SplitSpec {
-        number: u64::from(partition.unsigned_abs()),
+    let ranges = retrying.run(|| ranges(topic, &client, &topic.start, &partitions))?;
+    let all = partitions.into_iter().zip(ranges);
+    Ok(all.map(|(partition, range)| split(partition, range, id.clone())).collect())
+}
+
+fn split(partition: i32, range: Range, topic_id: Option<String>) -> SplitSpec {
+    SplitSpec {
+        number: number(partition),
         name: partition.to_string(),
         bounded: range.end.is_some(),
         lazy: false,
         carries: Vec::new(),
-        detail: serde_json::json!(Detail { range, topic_id: id.clone() }),
-    };
-    Ok(partitions.into_iter().zip(ranges).map(split).collect())
+        detail: serde_json::json!(Detail { range, topic_id }),
+        joined: false,
+    }
+}
+
+fn number(partition: i32) -> u64 {
+    u64::from(partition.unsigned_abs())
+}
+
+/// Partitions that the topic has beside those known, from their oldest messages. Asks once.
+pub(super) fn added(topic: &Topic, known: &[SplitSpec]) -> Result<Vec<SplitSpec>, ConnectorError> {
+    let client: Client = client(topic)?;
+    let mut fresh = partitions(topic, &client)?;
+    fresh.retain(|&partition| known.iter().all(|split| split.number != number(partition)));
+    if fresh.is_empty() {
+        return Ok(Vec::new());
+    }
+    let id = known.iter().find_map(planned_id);
+    let ranges = ranges(topic, &client, &Start::Earliest, &fresh)?;
+    let all = fresh.into_iter().zip(ranges);
+    Ok(all.map(|(partition, range)| split(partition, range, id.clone())).collect())
 }
 
 /// A client, not connected yet.
@@ -158,6 +181,7 @@ fn suggest(topic: &Topic, client: &Client, error: ConnectorError) -> ConnectorEr
 fn ranges(
     topic: &Topic,
     client: &Client,
+    begin: &Start,
     partitions: &[i32],
 ) -> Result<Vec<Range>, ConnectorError> {
     let request = |e: KafkaError| failed(topic, client, &e);
@@ -165,7 +189,7 @@ fn ranges(
     for &partition in partitions {
         wanted.add_partition(&topic.name, partition);
     }
-    let found = match &topic.start {
+    let found = match begin {
         Start::Group { .. } => {
             Some(client.committed_offsets(wanted, REQUEST_TIMEOUT).map_err(request)?)
         }
@@ -184,7 +208,7 @@ fn ranges(
     for &partition in partitions {
         let (low, high) =
             client.fetch_watermarks(&topic.name, partition, REQUEST_TIMEOUT).map_err(request)?;
-        let start = match &topic.start {
+        let start = match begin {
             Start::Earliest => low,
             Start::Latest => high,
             Start::Group { else_latest: true } => found(partition).unwrap_or(high),
@@ -195,7 +219,7 @@ fn ranges(
         };
         ranges.push(Range { start, end: topic.bounded.then_some(high) });
     }
-    if let Start::Specific(offsets) = &topic.start
+    if let Start::Specific(offsets) = begin
         && let Some(unknown) = offsets.keys().find(|p| !partitions.contains(p))
     {
         let (count, name) = (partitions.len(), &topic.name);

@@ -18,8 +18,8 @@
 //!
 //! # Outages
 //! The client reconnects by itself, for ever. Every half second it says which leaders it can reach:
-//! splits of others count as disconnected, and their notice says why. A broker that this process
-//! has never reached ends the job after `NEVER_REACHED_MAX`.
+//! splits of others count as disconnected, and their notice says why. A broker that the job has
+//! never reached ends it after `NEVER_REACHED_MAX`.
 
 use rdkafka::Offset;
 use rdkafka::consumer::base_consumer::PartitionQueue;
@@ -76,6 +76,8 @@ impl Reading {
         let topic = Arc::new(sized);
         let client = Arc::new(planning::client(&topic)?);
         let mut partitions = Vec::with_capacity(queues.len());
+        // A job that goes on has reached it before: then it is only away.
+        let reached = queues.iter().any(|queue| queue.start_offset().is_some());
         for queue in queues {
             partitions.push(Partition::of(&topic, columns, queue)?);
         }
@@ -87,7 +89,7 @@ impl Reading {
             stop: stop.clone(),
             began: Instant::now(),
             looked: None,
-            reached: false,
+            reached,
             outage: false,
         };
         let thread = std::thread::Builder::new().name(format!("kafka-{}", topic.table));

@@ -24,6 +24,8 @@ const WATCH: Duration = Duration::from_micros(300);
 const SAVED: Duration = Duration::from_secs(5);
 /// After so long without a row there is nothing new to write.
 const STILL: Duration = Duration::from_secs(5);
+/// How long a process is stopped.
+pub(super) const STOPPED: Duration = Duration::from_secs(30);
 /// How long a disk is full.
 const FULL: Duration = Duration::from_secs(5);
 
@@ -169,13 +171,17 @@ fn lose_reply(world: &mut World, trap: Trap) -> Result<bool> {
     }
 }
 
-/// A server crashes and is away for a while; in every second run weir is killed meanwhile, and
-/// started again once the server is back.
+/// A server crashes, or is stopped in order, by turns, and is away for a while; in half of the
+/// runs weir is killed meanwhile, and started again once the server is back.
 fn outage(world: &mut World, kind: Kind) -> Result<()> {
     let time = world.random.millis(2_000, 6_000);
     world.work(time)?;
-    world.until("a first commit", PATIENCE, |world| Ok(world.progress().is_some()))?;
-    world.services.crash(kind)?;
+    world.until_commit(PATIENCE)?;
+    if world.seed.is_multiple_of(2) {
+        world.services.crash(kind)?;
+    } else {
+        world.services.stop(kind)?;
+    }
     world.faults += 1;
     let half = Duration::from_secs(world.plan.outage) / 2;
     world.work(half)?;
@@ -269,6 +275,7 @@ fn zombie(world: &mut World) -> Result<()> {
     let time = world.random.millis(0, 2_000);
     world.work(time)?;
     world.weir()?.signal(libc::SIGSTOP);
+    let stopped = Instant::now();
     world.faults += 1;
 
     let own = world.state.clone();
@@ -286,6 +293,7 @@ fn zombie(world: &mut World) -> Result<()> {
     world.state = snapshot;
     world.start()?;
     world.until_commit(PATIENCE).context("the second one, on a snapshot of the state")?;
+    world.work(STOPPED.saturating_sub(stopped.elapsed()))?;
     ensure!(world.under_load()?, "too late: all is published");
     first.signal(libc::SIGCONT);
     let began = Instant::now();

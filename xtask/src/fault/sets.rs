@@ -6,17 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::kinds::{PATIENCE, goes_on};
+use super::kinds::{PATIENCE, STOPPED, goes_on};
 use super::world::World;
 use crate::process;
 
-/// How long a process is stopped, and how often.
-const STOPPED: Duration = Duration::from_secs(30);
 /// By then the supervisor has given it up.
 const GIVEN_UP: Duration = Duration::from_secs(15);
 /// What a parent's end takes to end its children.
 const ORPHANED: Duration = Duration::from_secs(10);
-/// Logs that are lost in a run.
+/// Disks that are lost in a run.
 const LOSSES: usize = 3;
 
 /// Kills one process of the set; now and then all of them with their parent, or stops them.
@@ -68,7 +66,8 @@ pub(super) fn hang(world: &mut World) -> Result<()> {
     world.work(Duration::from_secs(1))
 }
 
-/// The disk of one process is lost with it: its cut log is made again from another's.
+/// The disk of one process is lost with it: its cut log is made again from another's, and journals
+/// of MQTT that were on it from those on the other.
 pub(super) fn lost_disk(world: &mut World) -> Result<()> {
     for _ in 0..LOSSES {
         world.until_commit(PATIENCE)?;
@@ -86,6 +85,12 @@ pub(super) fn lost_disk(world: &mut World) -> Result<()> {
         let lost = world.random.below(logs.len() as u64) as usize;
         println!("    {} is lost", logs[lost].display());
         fs::remove_dir_all(&logs[lost])?;
+        let journals = world.journals();
+        if !journals.is_empty() {
+            let lost = world.random.below(journals.len() as u64) as usize;
+            println!("    {} is lost", journals[lost].display());
+            fs::remove_dir_all(&journals[lost])?;
+        }
         world.start()?;
     }
     Ok(())

@@ -14,7 +14,7 @@ use super::proxy::Proxy;
 use super::publisher::{PARTITIONS, Publisher};
 use super::random::Random;
 use super::weir::{Start, Weir};
-use super::{Fault, Plan};
+use super::{Fault, Plan, RATE, RATE_MQTT};
 use crate::services::{Kind, Services};
 use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge};
 use crate::{places, process};
@@ -24,6 +24,8 @@ const WORKERS: [usize; 3] = [1, 3, 2];
 /// Processes and workers of those that run as a set.
 const SETS: [(usize, usize); 3] = [(2, 1), (3, 1), (2, 2)];
 const PREFIX: &str = "fault";
+/// Journals of MQTT, where there are two; `readings.mqtt-s3.sql` names the first.
+const JOURNALS: [&str; 2] = ["journal", "journal-copy"];
 const POLL: Duration = Duration::from_millis(100);
 /// A look costs the machine half a second of Python; Weir needs that time more.
 const LOOK: Duration = Duration::from_secs(2);
@@ -71,6 +73,8 @@ pub(super) struct World<'a> {
     pub(super) complaints: Vec<String>,
     fault: Fault,
     data: Data,
+    /// Rows a second that are published.
+    rate: u64,
     job: &'static Job,
     database: Database,
     script: PathBuf,
@@ -91,10 +95,10 @@ impl<'a> World<'a> {
         seed: u64,
         folder: PathBuf,
     ) -> Result<World<'a>> {
-        let route = fault.route();
-        let jobs: &[Job] = if route == Route::MqttS3 { &JOBS_MQTT } else { &JOBS };
-        let job = &jobs[(seed % jobs.len() as u64) as usize];
-        let rows = fault.rate(plan) * (plan.seconds + fault.outage(plan)) * fault.times();
+        let route = fault.route(seed);
+        let job = job_of(fault, seed);
+        let rate = plan.rate.unwrap_or(if route == Route::MqttS3 { RATE_MQTT } else { RATE });
+        let rows = rate * (plan.seconds + fault.outage(plan)) * fault.times();
         let meters = u32::try_from(rows.div_ceil(ROWS_A_METER))?.max(100);
         let asked =
             Asked { meters, minutes: MINUTES, warmup_minutes: WARMUP_MINUTES, ..Asked::full(seed) };
@@ -116,7 +120,8 @@ impl<'a> World<'a> {
             None => database.url.clone(),
         };
         let script = folder.join("script.sql");
-        fs::write(&script, fill(job, &data, &publisher, &folder, &url)?)?;
+        let copies = fault == Fault::LostDisk;
+        fs::write(&script, fill(job, &data, (&publisher, copies), &folder, &url)?)?;
         let disk = match fault {
             Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
             _ => None,
@@ -142,6 +147,7 @@ impl<'a> World<'a> {
             complaints: Vec::new(),
             fault,
             data,
+            rate,
             job,
             database,
             script,
@@ -161,7 +167,7 @@ impl<'a> World<'a> {
         if self.publisher.route == Route::MqttS3 {
             self.until("subscribed", START_MAX, |world| world.is_subscribed())?;
         }
-        self.publisher.start(&self.data, self.fault.rate(self.plan))
+        self.publisher.start(&self.data, self.rate)
     }
 
     /// Whether the MQTT broker has seen a subscription to each partition: its log names them. What
@@ -178,7 +184,7 @@ impl<'a> World<'a> {
         if self.publisher.route != Route::MqttS3 {
             return Ok(());
         }
-        let folder = self.folder.join("journal");
+        let folder = self.folder.join(JOURNALS[0]);
         // Offsets of messages that came since the older of two checkpoints are in the last two.
         self.until("journals trimmed", START_MAX, |_| {
             Ok(journals(&folder)?.iter().all(|segments| segments.len() <= 2))
@@ -302,6 +308,12 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// The folders of MQTT's journals, each on a disk of its own.
+    pub(super) fn journals(&self) -> Vec<PathBuf> {
+        let both = JOURNALS.map(|name| self.folder.join(name));
+        both.into_iter().filter(|path| path.exists()).collect()
+    }
+
     /// What the database has of the job.
     pub(super) fn progress(&self) -> Option<String> {
         self.database.progress()
@@ -388,6 +400,11 @@ impl<'a> World<'a> {
         all
     }
 
+    /// What is wrong with the input, if anything is.
+    pub(super) fn bad_input(&self) -> Result<Option<String>> {
+        self.publisher.surplus()
+    }
+
     /// Keeps what the database knows beside the logs, for who looks into a failure.
     pub(super) fn keep_progress(&self) {
         let rows = self.database.query("SELECT * FROM weir_progress ORDER BY 1, 2, 3");
@@ -400,7 +417,22 @@ impl<'a> World<'a> {
     }
 }
 
-fn fill(job: &Job, data: &Data, from: &Publisher, out: &Path, url: &str) -> Result<String> {
+/// The job of a run.
+fn job_of(fault: Fault, seed: u64) -> &'static Job {
+    let jobs: &[Job] = if fault.route(seed) == Route::MqttS3 { &JOBS_MQTT } else { &JOBS };
+    // A lost disk has MQTT journals on it where the seed is odd.
+    let turn = if fault == Fault::LostDisk { seed / 2 } else { seed };
+    &jobs[(turn % jobs.len() as u64) as usize]
+}
+
+/// The script of a job; whether journals of MQTT have a second disk.
+fn fill(
+    job: &Job,
+    data: &Data,
+    (from, copies): (&Publisher, bool),
+    out: &Path,
+    url: &str,
+) -> Result<String> {
     let folder = places::root().join("scenarios/truth");
     let mut variables = BTreeMap::from([
         ("DATA", data.folder.display().to_string()),
@@ -408,6 +440,7 @@ fn fill(job: &Job, data: &Data, from: &Publisher, out: &Path, url: &str) -> Resu
         ("KAFKA", from.broker.clone()),
         ("MQTT", from.broker.clone()),
         ("TOPIC", from.topic.clone()),
+        ("COPIES", if copies { second_journal(out) } else { String::new() }),
     ]);
     variables.extend(job.duplicates());
     let sink = |table: &str| {
@@ -442,6 +475,12 @@ impl Remote {
             env: pairs.into_iter().map(var).collect::<Result<_>>()?,
         })
     }
+}
+
+/// The options of a second journal.
+fn second_journal(out: &Path) -> String {
+    let path = out.join(JOURNALS[1]).display().to_string();
+    format!(",\n  'journal.copies' = '2',\n  'journal.copy-path' = '{path}'")
 }
 
 /// The segments of each journal below a folder: offsets of their first messages.

@@ -111,6 +111,7 @@ fn fill(setting: &Setting, job: &Job, out: &Path) -> Result<String> {
         ("LINES", text(&setting.data.lines)),
         ("OUT", text(out)),
         ("TOPIC", setting.topic(job)),
+        ("COPIES", String::new()),
     ]);
     variables.extend(job.duplicates());
     for (name, variable) in [("KAFKA", "WEIR_TEST_KAFKA"), ("MQTT", "WEIR_TEST_MQTT")] {

@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn every_script_of_the_repository_can_be_filled() -> Result<()> {
         let folder = crate::places::root().join("scenarios/truth");
-        let names = ["DATA", "LINES", "OUT", "TOPIC", "KAFKA", "MQTT"];
+        let names = ["DATA", "LINES", "OUT", "TOPIC", "KAFKA", "MQTT", "COPIES"];
         let variables: BTreeMap<_, _> = names.map(|name| (name, "x".to_owned())).into();
         for route in super::super::Route::ALL {
             for job in super::super::JOBS {

@@ -112,11 +112,13 @@ impl Rig {
                 lazy: false,
                 carries: Vec::new(),
                 detail: serde_json::Value::Null,
+                joined: false,
             };
             let queue = SplitQueue::bounded(split, 1 << 20);
             let id = SplitId::of(index as u32, 0);
             plans.push(SourcePlan {
                 splits: vec![id],
+                first: 1,
                 queues: vec![id],
                 table_first: *table_first,
                 timed: true,

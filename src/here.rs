@@ -1,0 +1,161 @@
+//! The jobs of a script in this process alone, each for as many generations as splits come to it.
+//!
+//! Each has a thread that waits for its end and begins it anew: a job that waits for a server which
+//! is away keeps no other from anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use weir_engine::flow::Cluster;
+use weir_queries::JobPlan;
+
+use crate::discovery::{self, Discovery};
+use crate::jobs::{Jobs, News, Startable};
+use crate::lasting::{NextGeneration, Set};
+use crate::report::JobReport;
+use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
+use crate::status::{Shown, Status};
+
+/// How long a server that is away is left alone before a generation is begun again.
+const PAUSE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Runs jobs in this process until they end. What goes wrong with one goes to `tell`.
+///
+/// # Errors
+/// A job cannot be begun for the first time.
+pub fn run(
+    plans: Vec<JobPlan>,
+    options: &RunOptions,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Trouble),
+) -> Result<Vec<JobReport>, Trouble> {
+    let plans = numbered(plans);
+    let ready: Result<Vec<Startable>, Trouble> =
+        plans.iter().map(|plan| start(plan.clone(), options)).collect();
+    let shown = Shown::default();
+    let status = Status::start(shown.clone(), options.quiet);
+    let (sender, troubles) = channel();
+    let ready = plans.iter().zip(ready?).enumerate();
+    let reports = thread::scope(|scope| {
+        let lane = |(number, (plan, job))| {
+            let (shown, tell) = (shown.clone(), sender.clone());
+            let lane = Lane { number, plan, options, stop, shown, tell };
+            scope.spawn(move || lane.run(job))
+        };
+        let lanes: Vec<_> = ready.map(lane).collect();
+        drop(sender);
+        troubles.into_iter().for_each(tell);
+        // A thread that panicked has said so; its job has failed.
+        let failed = |_| JobReport::default().marked(true);
+        lanes.into_iter().map(|lane| lane.join().unwrap_or_else(failed)).collect()
+    });
+    status.end();
+    Ok(reports)
+}
+
+/// Prepares a job for this process alone; one that lasts begins its next generation.
+fn start(plan: (JobPlan, usize), options: &RunOptions) -> Result<Startable, Trouble> {
+    let set = Set { processes: 1, workers: options.workers };
+    let Some(state) = &options.state else { return Ok((prepare(plan.0, options.epoch)?, None)) };
+    let NextGeneration { job, begun, opened } = begin(state, plan, options, set)?;
+    Ok((job, Some(state.join(&begun, opened, set, 0)?)))
+}
+
+/// A job, over all its generations.
+struct Lane<'a> {
+    number: usize,
+    plan: &'a (JobPlan, usize),
+    options: &'a RunOptions,
+    stop: &'a AtomicBool,
+    shown: Shown,
+    tell: Sender<Trouble>,
+}
+
+impl Lane<'_> {
+    fn run(&self, mut job: Startable) -> JobReport {
+        let mut all: Option<JobReport> = None;
+        loop {
+            let come = Arc::new(AtomicBool::new(false));
+            let (report, failed) = self.generation(job, &come);
+            let report = match &all {
+                Some(before) => report.following(before),
+                None => report,
+            };
+            if failed || self.is_stopping() || !come.load(Ordering::SeqCst) {
+                return report.marked(failed);
+            }
+            // Whoever still holds it holds the log that the next generation needs.
+            self.shown.set(self.number, &[]);
+            match self.renew() {
+                None => return report,
+                Some(Ok(next)) => job = next,
+                Some(Err(trouble)) => {
+                    self.say(trouble);
+                    return report.marked(true);
+                }
+            }
+            all = Some(report);
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn say(&self, trouble: Trouble) {
+        // Whoever listens does so until all lanes have ended.
+        let _ = self.tell.send(trouble);
+    }
+
+    /// Runs until the job ends, or is stopped since splits have `come`. What it counted, and
+    /// whether it failed.
+    fn generation(&self, job: Startable, come: &Arc<AtomicBool>) -> (JobReport, bool) {
+        let (lasting, news) = (self.options.state.is_some(), come.clone());
+        let _discovery = Discovery::start([&job.0], move |words| {
+            if !lasting {
+                return discovery::next_time(words);
+            }
+            tracing::warn!("{words}; the next generation begins");
+            news.store(true, Ordering::SeqCst);
+        });
+        let cluster = Cluster { threads: self.options.workers, ..Cluster::default() };
+        let jobs = Jobs::start(vec![job], &[cluster], self.options.digest);
+        self.shown.set(self.number, jobs.controls());
+        let (mut report, mut failed) = (JobReport::default(), false);
+        let stop = || come.load(Ordering::SeqCst) || self.is_stopping();
+        jobs.wait(stop, |_, news| match news {
+            News::Failed(trouble) => {
+                failed = true;
+                self.say(trouble);
+            }
+            News::Disconnected(message) => {
+                failed = true;
+                self.say(Trouble::new(message));
+            }
+            News::Interrupted => {}
+            News::Ended(ended) => report = ended,
+        });
+        (report, failed)
+    }
+
+    /// Begins the next generation of a job that ran until now: what may pass is waited for. None
+    /// where it is stopped meanwhile.
+    fn renew(&self) -> Option<Result<Startable, Trouble>> {
+        while !self.is_stopping() {
+            match start(self.plan.clone(), self.options) {
+                Err(trouble) if trouble.passing => {
+                    tracing::warn!("{}; trying again until it works", String::from(trouble));
+                    let began = Instant::now();
+                    while began.elapsed() < PAUSE && !self.is_stopping() {
+                        thread::sleep(LOOK);
+                    }
+                }
+                done => return Some(done),
+            }
+        }
+        None
+    }
+}
