@@ -59,9 +59,10 @@ struct RunArgs {
     /// again with it goes on where it was, and writes no row twice
     #[arg(long, value_name = "FOLDER|URL")]
     state: Option<String>,
-    /// Folder of the cut logs, where --state is not on this machine
-    #[arg(long, value_name = "FOLDER", requires = "state")]
-    log: Option<PathBuf>,
+    /// Where the cut logs go, if --state is not on this machine: a folder, or the URL of an object
+    /// store for logs that outlive it, at the price of its latency
+    #[arg(long, value_name = "FOLDER|URL", requires = "state")]
+    log: Option<String>,
     /// The least time between two checkpoints, for instance `500ms`, `10s` or `2min`
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     checkpoint_interval: Duration,

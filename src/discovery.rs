@@ -6,10 +6,14 @@
 //! (`lasting.rs`). Rows that are behind the watermark by then are late, as those of any
 //! split that comes back: the sooner it is seen, the fewer.
 //!
+//! A job whose sink waits for its target is left alone meanwhile: its sources go on receiving, and
+//! a generation that cannot begin would not.
+//!
 //! # Limits
-//! Of a set of processes all jobs begin anew, and all are killed for it: what reached a target that
-//! keeps no progress may come there twice. A job that does not last cannot begin again without
-//! reading its rows twice: there it is said, once.
+//! A generation that begins does again what came after the newest checkpoint: what reached a target
+//! that keeps no progress may come there twice. Of a set of processes all jobs begin anew, and all
+//! are killed for it; only the sinks of its first process are asked whether they wait. A job that
+//! does not last cannot begin again without reading its rows twice: there it is said, once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use weir_engine::connector::ConnectorError;
 use weir_engine::graph::{Node, SourceNode};
+use weir_engine::job::JobControl;
 use weir_engine::source::SplitSpec;
 
 use crate::run::{PreparedJob, graph_of};
@@ -51,6 +56,24 @@ pub fn next_time(words: &str) {
     tracing::warn!("{words}; it is read from the next start on");
 }
 
+/// The sources of jobs that may get more splits.
+pub struct Watch(Vec<Watched>);
+
+impl Watch {
+    /// Of these jobs.
+    pub fn of<'a>(jobs: impl IntoIterator<Item = &'a PreparedJob>) -> Watch {
+        let mut all = Vec::new();
+        for (job, prepared) in jobs.into_iter().enumerate() {
+            for (node, known) in sources(prepared) {
+                if let Some(every) = node.source.discovery() {
+                    all.push(Watched { job, node, known, every, asked: Instant::now() });
+                }
+            }
+        }
+        Watch(all)
+    }
+}
+
 /// A thread that looks now and then until this is dropped. It is not waited for: it may be asking a
 /// server that does not answer.
 pub struct Discovery {
@@ -59,20 +82,15 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Starts to look for splits of these jobs. The first that are found go to `found`, in words.
-    pub fn start<'a>(
-        jobs: impl IntoIterator<Item = &'a PreparedJob>,
+    /// Starts to look for splits of jobs that run, with what they share with whoever watches them.
+    /// The first that are found go to `found`, in words.
+    pub fn start(
+        watch: Watch,
+        controls: &[Arc<JobControl>],
         found: impl Fn(&str) + Send + 'static,
     ) -> Discovery {
         let end = Arc::new(AtomicBool::new(false));
-        let watched: Vec<_> = jobs.into_iter().flat_map(sources).collect();
-        let mut watched: Vec<Watched> = watched
-            .into_iter()
-            .filter_map(|(node, known)| {
-                let every = node.source.discovery()?;
-                Some(Watched { node, known, every, asked: Instant::now() })
-            })
-            .collect();
+        let (mut watched, controls) = (watch.0, controls.to_vec());
         let theirs = end.clone();
         let look = move || {
             while let Some(wait) = watched.iter().map(Watched::wait).min() {
@@ -80,7 +98,7 @@ impl Discovery {
                 if theirs.load(Ordering::SeqCst) {
                     return;
                 }
-                let words = watched.iter_mut().find_map(Watched::look);
+                let words = watched.iter_mut().find_map(|one| one.look(&controls[one.job]));
                 if let Some(words) = words.filter(|_| !theirs.load(Ordering::SeqCst)) {
                     return found(&words);
                 }
@@ -99,6 +117,7 @@ impl Drop for Discovery {
 
 /// A source that may get more splits.
 struct Watched {
+    job: usize,
     node: Arc<SourceNode>,
     known: Vec<SplitSpec>,
     every: Duration,
@@ -113,8 +132,12 @@ impl Watched {
 
     /// What has come, in words, if it is time to ask. What goes wrong while asking is left to those
     /// who read.
-    fn look(&mut self) -> Option<String> {
+    fn look(&mut self, control: &JobControl) -> Option<String> {
         if !self.wait().is_zero() {
+            return None;
+        }
+        if control.failure().is_some() || control.waits_for_a_target() {
+            self.asked = Instant::now();
             return None;
         }
         let added = self.node.source.added(&self.known);

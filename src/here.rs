@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
 use weir_queries::JobPlan;
 
-use crate::discovery::{self, Discovery};
+use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News, Startable};
 use crate::lasting::{NextGeneration, Set};
 use crate::report::JobReport;
@@ -47,10 +47,14 @@ pub fn run(
         };
         let lanes: Vec<_> = ready.map(lane).collect();
         drop(sender);
-        troubles.into_iter().for_each(tell);
-        // A thread that panicked has said so; its job has failed.
-        let failed = |_| JobReport::default().marked(true);
-        lanes.into_iter().map(|lane| lane.join().unwrap_or_else(failed)).collect()
+        troubles.into_iter().for_each(&mut *tell);
+        let ended = |lane: ScopedJoinHandle<'_, JobReport>| {
+            lane.join().unwrap_or_else(|_| {
+                tell(Trouble::new("a thread panicked; this is a bug in Weir"));
+                JobReport::default().marked(true)
+            })
+        };
+        lanes.into_iter().map(ended).collect()
     });
     status.end();
     Ok(reports)
@@ -114,16 +118,17 @@ impl Lane<'_> {
     /// whether it failed.
     fn generation(&self, job: Startable, come: &Arc<AtomicBool>) -> (JobReport, bool) {
         let (lasting, news) = (self.options.state.is_some(), come.clone());
-        let _discovery = Discovery::start([&job.0], move |words| {
+        let watch = Watch::of([&job.0]);
+        let cluster = Cluster { threads: self.options.workers, ..Cluster::default() };
+        let jobs = Jobs::start(vec![job], &[cluster], self.options.digest);
+        self.shown.set(self.number, jobs.controls());
+        let _discovery = Discovery::start(watch, jobs.controls(), move |words| {
             if !lasting {
                 return discovery::next_time(words);
             }
             tracing::warn!("{words}; the next generation begins");
             news.store(true, Ordering::SeqCst);
         });
-        let cluster = Cluster { threads: self.options.workers, ..Cluster::default() };
-        let jobs = Jobs::start(vec![job], &[cluster], self.options.digest);
-        self.shown.set(self.number, jobs.controls());
         let (mut report, mut failed) = (JobReport::default(), false);
         let stop = || come.load(Ordering::SeqCst) || self.is_stopping();
         jobs.wait(stop, |_, news| match news {

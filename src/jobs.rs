@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weir_engine::clock::SystemClock;
 use weir_engine::flow::Cluster;
 use weir_engine::job::{Failure, JobControl, Lasting};
@@ -12,6 +12,9 @@ use crate::run::{PreparedJob, Trouble, graph_of};
 
 /// How often jobs are looked at.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a job that lasts may take to commit what is whole once it is told to stop: whoever
+/// stops containers waits 30 s.
+const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// A job with what makes it last, if it does.
 pub type Startable = (PreparedJob, Option<Lasting>);
@@ -36,6 +39,8 @@ pub struct Jobs {
     threads: Vec<Option<RunningJob>>,
     /// Whether the failure, and whether the interruption was told.
     told: Vec<[bool; 2]>,
+    /// Which of them last.
+    lasting: Vec<bool>,
 }
 
 /// A job that runs on threads of its own.
@@ -49,11 +54,12 @@ impl Jobs {
             None => JobControl::new(clock(), digest),
             Some(lasting) => JobControl::lasting(clock(), digest, lasting.clone()),
         };
+        let lasting = jobs.iter().map(|(_, lasting)| lasting.is_some()).collect();
         let controls: Vec<Arc<JobControl>> = jobs.iter().map(|(_, l)| control(l)).collect();
         let started = jobs.into_iter().zip(&controls).zip(clusters);
         let threads = started.map(|(((job, _), control), set)| Some(start(job, set, control)));
         let threads: Vec<_> = threads.collect();
-        Jobs { told: vec![[false; 2]; threads.len()], controls, threads }
+        Jobs { told: vec![[false; 2]; threads.len()], controls, threads, lasting }
     }
 
     /// What the jobs share with whoever watches them.
@@ -63,15 +69,41 @@ impl Jobs {
 
     /// Waits for the end of all, and asks them to stop once `stop` says so; what happens goes to
     /// `tell`, with the job's number.
+    ///
+    /// A target may be away for hours: a job that lasts and has not stopped in time is interrupted,
+    /// and loses nothing by it. One that does not last waits.
     pub fn wait(mut self, stop: impl Fn() -> bool, mut tell: impl FnMut(usize, News)) {
+        let mut stopped = None;
         while self.threads.iter().any(Option::is_some) {
             if stop() {
                 self.controls.iter().for_each(|control| control.stop());
+                if stopped.get_or_insert_with(Instant::now).elapsed() >= STOP_MAX {
+                    self.interrupt();
+                }
             }
             for job in 0..self.threads.len() {
                 self.look(job, &mut tell);
             }
             thread::sleep(LOOK);
+        }
+    }
+
+    /// Interrupts the jobs that last and have not ended.
+    fn interrupt(&self) {
+        let jobs = self.controls.iter().zip(&self.threads).zip(&self.lasting);
+        for ((control, thread), lasting) in jobs {
+            if *lasting && thread.is_some() && !control.is_interrupted() {
+                let seconds = STOP_MAX.as_secs();
+                let why: Vec<String> = control
+                    .notices()
+                    .into_iter()
+                    .map(|(about, text)| about + ": " + &text)
+                    .collect();
+                let why = why.join("; ");
+                tracing::warn!(%why, "not all is committed {seconds} s after the stop; the next \
+                    start goes on where it was");
+                control.interrupt();
+            }
         }
     }
 

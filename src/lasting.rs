@@ -2,12 +2,13 @@
 //!
 //! # Layout
 //! Each job of a script has a folder in the state store, named by the tables that it writes to:
-//! `job.json` (what it is), and what `weir_engine::store` describes. The cut log is on this
-//! machine: in the same folder where the store is local, else in `--log`.
+//! `job.json` (what it is), and what `weir_engine::store` describes. The cut log is in the same
+//! folder where the store is on this machine, else in `--log` (`logs.rs`).
 //!
 //! # Order of a start
 //! 1. The cut logs of all processes are locked: a second start of this job on this machine ends
-//!    here. Where processes of a start before are still about to end, it waits a little.
+//!    here. Where processes of a start before are still about to end, it waits a little. Logs in an
+//!    object store have no lock: they are read again after step 3, when nobody else can commit.
 //! 2. The generation is claimed; its number is greater than all before.
 //! 3. Every sink is taken over: from here on nobody else can commit.
 //! 4. The newest sound checkpoint is read, and the base is chosen: the last epoch of the logs, or
@@ -32,23 +33,17 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use weir_connect::options::mask_url;
 use weir_connect::store::{Store, StoreOptions};
 use weir_engine::checkpoint::{
     Checkpointer, Loaded, Member, Name, Wanted, load_named, load_newest,
 };
 use weir_engine::connector::{ConnectorError, Connectors, Remedy, TableSpec};
-use weir_engine::cutlog::{
-    self, Begin, Choice, CutLog, CutLogError, Recorder, SEGMENT_BYTES, Summary,
-};
+use weir_engine::cutlog::{self, Begin, CutLog, Recorder};
 use weir_engine::flow::{EpochPolicy, JobInput};
 use weir_engine::graph::Node;
 use weir_engine::job::Lasting;
-use weir_engine::journal::Folder;
 use weir_engine::sink::Author;
 use weir_engine::source::SplitSpec;
 use weir_engine::store::{FORMAT, JobStore};
@@ -57,6 +52,7 @@ use weir_queries::JobPlan;
 
 use crate::connectors;
 use crate::discovery;
+use crate::logs::{Logs, Place};
 use crate::run::{PreparedJob, Trouble, graph_of, prepare, probe};
 
 /// Where a job's state is.
@@ -64,8 +60,8 @@ use crate::run::{PreparedJob, Trouble, graph_of, prepare, probe};
 pub struct StateOptions {
     /// A folder, or the URL of an object store.
     pub store: String,
-    /// Folder of the cut logs, where the store is not local.
-    pub log: Option<PathBuf>,
+    /// Folder or URL of the cut logs, where they are not with a local store.
+    pub log: Option<String>,
     /// The least time between two checkpoints, in milliseconds.
     pub interval: Millis,
 }
@@ -102,8 +98,6 @@ pub struct Begun {
 const JOB: &str = "job.json";
 const SPLITS: &str = "splits";
 const SECRET: &str = "(secret)";
-/// How long a start waits for processes that hold the logs still.
-const LOCKED_FOR: Duration = Duration::from_secs(5);
 
 /// The next generation of a job.
 pub struct NextGeneration {
@@ -172,8 +166,8 @@ impl StateOptions {
         let (record, mut job) = settle(&store, plan, epoch)?;
         let generations = store.generations().map_err(of_store)?;
         let begun = generations.iter().filter(|g| g.begun.is_some()).map(|g| g.number).max();
-        let logs = Logs::open(&logs, (&name, &record.id), set.processes, begun.unwrap_or(0))?;
-        let (begun, mut logs, restored) = start(&store, &folder, &record, &mut job, logs, set)?;
+        let open = || Logs::open(&logs, (&name, &record.id), set.processes, begun.unwrap_or(0));
+        let (begun, mut logs, restored) = start(&store, &folder, &record, &mut job, &open, set)?;
         let log = (set.processes == 1).then(|| logs.of.remove(&0)).flatten();
         let opened = log.map(|log| Opened { log, restored });
         Ok(NextGeneration { job, begun, opened })
@@ -196,8 +190,8 @@ impl StateOptions {
         let Opened { log, restored } = match opened {
             Some(opened) => opened,
             None => {
-                let log = open_log(&logs.join(log_name(process)), &begun.folder, &begun.id)?
-                    .map_err(|e| Trouble::new(e.to_string()))?;
+                let log = logs.open(process, &begun.folder, &begun.id)?;
+                let log = log.map_err(|e| Trouble::new(e.to_string()))?;
                 let found = log.summary();
                 if (found.generation, found.last) != (begun.generation, begun.base) {
                     let (now, generation) = (found.generation, begun.generation);
@@ -227,16 +221,20 @@ impl StateOptions {
         })
     }
 
-    /// The job's part of the store, and the folder of its logs.
-    fn open(&self, folder: &str) -> Result<(JobStore, PathBuf), Trouble> {
+    /// The job's part of the store, and the place of its logs.
+    fn open(&self, folder: &str) -> Result<(JobStore, Place), Trouble> {
         let url = format!("{}/{folder}", self.store.trim_end_matches('/'));
         let store = Store::open(&url, &StoreOptions::none()).map_err(of_store)?;
         let logs = match (&self.log, store.is_local()) {
-            (Some(log), _) => log.join(folder),
-            (None, true) => Path::new(url.strip_prefix("file://").unwrap_or(&url)).to_owned(),
+            (Some(log), _) => Place::of(&format!("{}/{folder}", log.trim_end_matches('/')))?,
+            (None, true) => Place::of(&url)?,
             (None, false) => {
                 let mut trouble = Trouble::new(format!("{} is not on this machine", store.url()));
-                trouble.hint = Some("say where the cut log goes: --log FOLDER".to_owned());
+                trouble.hint = Some(
+                    "say where the cut log goes: --log FOLDER, or --log URL for one that outlives \
+                     this machine, at the price of the store's latency"
+                        .to_owned(),
+                );
                 return Err(trouble);
             }
         };
@@ -244,110 +242,7 @@ impl StateOptions {
     }
 }
 
-fn log_name(process: usize) -> String {
-    format!("cuts-{process}")
-}
-
-/// The log in a folder; the inner error is the log's own.
-fn open_log(path: &Path, job: &str, id: &str) -> Result<Result<CutLog, CutLogError>, Trouble> {
-    let began = Instant::now();
-    let disk = loop {
-        match Folder::open(path) {
-            Ok(disk) => break disk,
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                let path = path.display();
-                return Err(Trouble::new(format!("cannot open the cut log {path}: {error}")));
-            }
-            Err(_) if began.elapsed() < LOCKED_FOR => std::thread::sleep(LOCKED_FOR / 50),
-            Err(_) => {
-                let message = format!("the job `{job}` runs already, in another process");
-                let mut trouble = Trouble::new(message);
-                trouble.hint = Some(format!("{} is locked by it", path.display()));
-                return Err(trouble);
-            }
-        }
-    };
-    Ok(CutLog::open(Arc::new(disk), id, SEGMENT_BYTES))
-}
-
-/// The logs of a job that were found, those of processes that are no more among them.
-struct Logs {
-    of: BTreeMap<usize, CutLog>,
-}
-
-impl Logs {
-    /// Opens those that are there, and those of `processes`. What cannot be read is given up only
-    /// where another one has seen the generation `begun`, the newest that has begun.
-    fn open(
-        folder: &Path,
-        (job, id): (&str, &str),
-        processes: usize,
-        begun: u64,
-    ) -> Result<Logs, Trouble> {
-        let mut numbers: BTreeSet<usize> = (0..processes).collect();
-        let number = |name: &str| name.strip_prefix("cuts-")?.parse::<usize>().ok();
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            numbers.extend(entry.file_name().to_str().and_then(number));
-        }
-        let (mut of, mut broken) = (BTreeMap::new(), Vec::new());
-        for number in numbers {
-            let path = folder.join(log_name(number));
-            match open_log(&path, job, id)? {
-                Ok(log) => drop(of.insert(number, log)),
-                Err(error) => broken.push((number, path, error)),
-            }
-        }
-        let newest = of.values().map(|log| log.summary().generation).max().unwrap_or(0);
-        for (number, path, error) in broken {
-            if newest == 0 || newest < begun {
-                return Err(Trouble::new(format!("{}: {error}", path.display())));
-            }
-            let aside = folder.join(format!("broken-{}-{newest}", log_name(number)));
-            tracing::warn!(log = %path.display(), %error, kept = %aside.display(),
-                "this cut log cannot be read; it is made again from another process's");
-            let moved = std::fs::rename(&path, &aside);
-            moved.map_err(|e| Trouble::new(format!("cannot move {}: {e}", path.display())))?;
-            if number < processes {
-                let log = open_log(&path, job, id)?.map_err(|e| Trouble::new(e.to_string()))?;
-                of.insert(number, log);
-            }
-        }
-        Ok(Logs { of })
-    }
-
-    fn summaries(&self) -> Vec<Summary> {
-        self.of.values().map(CutLog::summary).collect()
-    }
-
-    fn newest_generation(&self) -> u64 {
-        self.of.values().map(|log| log.summary().generation).max().unwrap_or(0)
-    }
-
-    /// Brings the logs of a set to the base, from the one that has it.
-    fn settle(&mut self, choice: &Choice, processes: usize) -> Result<(), CutLogError> {
-        let numbers: Vec<usize> = self.of.keys().copied().collect();
-        let donor = choice.donor.map(|place| numbers[place]);
-        for process in 0..processes {
-            if Some(process) == donor {
-                continue;
-            }
-            let from = donor.and_then(|donor| self.of.get(&donor));
-            let given = from.map(|log| (log.summary().floor, log.cuts()));
-            let Some(log) = self.of.get_mut(&process) else { continue };
-            match given {
-                Some((floor, cuts)) => log.adopt(floor, cuts)?,
-                // Of what the log holds nothing counts any more: it begins behind the checkpoint.
-                None if log.summary().last != choice.base => {
-                    log.adopt(choice.base, std::iter::empty())?;
-                }
-                None => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-fn of_store(error: ConnectorError) -> Trouble {
+pub(crate) fn of_store(error: ConnectorError) -> Trouble {
     let passing = error.remedy == Remedy::Retry;
     let message = format!("state: {}", error.message);
     Trouble { table: None, message, hint: error.hint, passing }
@@ -519,14 +414,18 @@ fn start(
     folder: &str,
     record: &JobRecord,
     job: &mut PreparedJob,
-    mut logs: Logs,
+    open: &dyn Fn() -> Result<Logs, Trouble>,
     set: Set,
 ) -> Result<(Begun, Logs, Option<Loaded>), Trouble> {
-    let failed = |e: CutLogError| Trouble::new(e.to_string());
+    let mut logs = open()?;
     let generation = store.claim(logs.newest_generation() + 1).map_err(of_store)?;
     let holder = random();
     let begun = store.generations().map_err(of_store)?.iter().any(|g| g.begun.is_some());
     let there = take_over(&job.plan, &record.id, (generation, holder), begun)?;
+    if logs.remote {
+        // No lock has kept others from committing until now.
+        logs = open()?;
+    }
     let from_nothing = logs.summaries().iter().any(|log| log.floor.is_none());
     let wanted = if set.processes == 1 { Wanted::All } else { Wanted::Nothing };
     let restored = newest_checkpoint(store, from_nothing, wanted)?;
@@ -544,12 +443,10 @@ fn start(
     if begun && add_splits(job) {
         store.put(&splits_path(generation), &job.input.splits).map_err(of_store)?;
     }
-    logs.settle(&choice, set.processes).map_err(failed)?;
+    logs.settle(&choice, set.processes).map_err(|e| logs.told(&e))?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let (processes, workers) = (count(set.processes), count(set.workers));
-    for log in logs.of.range_mut(..set.processes).map(|(_, log)| log) {
-        log.begin(Begin { generation, base, processes, workers }).map_err(failed)?;
-    }
+    logs.begin(Begin { generation, base, processes, workers })?;
     store.begin(generation, base).map_err(of_store)?;
     let (folder, id) = (folder.to_owned(), record.id.clone());
     Ok((Begun { folder, id, generation, holder, checkpoint: name, base }, logs, restored))

@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod here;
 pub mod jobs;
 pub mod lasting;
+mod logs;
 pub mod manual;
 pub mod processes;
 pub mod report;

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
 use weir_engine::job::JobControl;
 
-use crate::discovery::{self, Discovery};
+use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News};
 use crate::lasting::{Begun, Set, StateOptions};
 use crate::run::{PreparedJob, RunOptions, Trouble};
@@ -470,12 +470,12 @@ fn run_child() -> Result<(), Trouble> {
         startable.push((job, lasting));
     }
     let lasting = state.is_some();
-    let watched = startable.iter().map(|(job, _)| job).filter(|_| process == 0);
-    let _discovery = Discovery::start(watched, move |why| match lasting {
+    let watch = Watch::of(startable.iter().map(|(job, _)| job).filter(|_| process == 0));
+    let jobs = Jobs::start(startable, &clusters, digest);
+    let _discovery = Discovery::start(watch, jobs.controls(), move |why| match lasting {
         true => say(&Said::Renew { why: why.to_owned() }),
         false => discovery::next_time(why),
     });
-    let jobs = Jobs::start(startable, &clusters, digest);
     let (controls, asked) = (jobs.controls().to_vec(), stop.clone());
     thread::spawn(move || obey(stdin, &controls, &asked, lasting));
     jobs.wait(

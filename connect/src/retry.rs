@@ -113,7 +113,14 @@ impl<'a> Retrying<'a> {
         self
     }
 
-    /// Whether it worked at least once.
+    /// A server that is known to have been there is only away from the beginning on.
+    #[must_use]
+    pub fn known(mut self, known: bool) -> Retrying<'a> {
+        self.reached = known;
+        self
+    }
+
+    /// Whether it worked at least once, or was known to have been there.
     pub fn reached(&self) -> bool {
         self.reached
     }
@@ -283,8 +290,7 @@ mod tests {
         assert!(error.message.ends_with("connection refused"), "{error}");
         assert_eq!(error.remedy, Remedy::Retry, "who can wait may try again");
 
-        let mut lost = Retrying::new("the broker b:1", |_| (), || false);
-        lost.succeeded();
+        let mut lost = Retrying::new("the broker b:1", |_| (), || false).known(true);
         assert!((0..1000).all(|hour| {
             lost.failed(refused(), began + Duration::from_secs(3600 * hour)).is_ok()
         }));
@@ -324,8 +330,8 @@ mod tests {
         assert_eq!((error.remedy, error.message.as_str()), (Remedy::Reconfigure, "password"));
 
         let stop = AtomicBool::new(false);
-        let mut stopped = Retrying::new("db", |_| (), || stop.load(Ordering::Relaxed));
-        stopped.succeeded();
+        let stop_given = || stop.load(Ordering::Relaxed);
+        let mut stopped = Retrying::new("db", |_| (), stop_given).known(true);
         let error = stopped.run(|| {
             stop.store(true, Ordering::Relaxed);
             Err::<(), _>(refused())

@@ -398,6 +398,16 @@ impl JobControl {
         lock(&self.notices).clone().into_iter().collect()
     }
 
+    /// Whether it goes on from where a generation before it was.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.lasting.as_ref().is_some_and(|lasting| lasting.base.is_some())
+    }
+
+    /// Whether a sink of this process is trying to reach its target.
+    pub fn waits_for_a_target(&self) -> bool {
+        lock(&self.sinks).values().any(|sink| sink.report.current_notice().is_some())
+    }
+
     /// Good rows that all sources have given so far.
     pub(crate) fn rows_given(&self) -> u64 {
         lock(&self.sources).values().map(|source| source.rows.load(Ordering::Relaxed)).sum()

@@ -31,6 +31,7 @@
 //! torn tail; as does one that loses whole segments at the end. It survives the process and the
 //! machine's power; the loss of a disk where there are two ([`Mirror`]).
 
+mod bucket;
 mod crc;
 pub(crate) use crc::crc32c;
 mod disk;
@@ -46,6 +47,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use thiserror::Error;
 
+pub use bucket::Bucket;
 pub use disk::{Disk, Folder};
 pub use mirror::{Mended, Mirror};
 pub use reader::Reader;

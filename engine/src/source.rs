@@ -291,6 +291,7 @@ pub struct SplitQueue {
     room: Condvar,
     worker: Mutex<Option<Wake>>,
     wanted: AtomicBool,
+    known: AtomicBool,
     at_end: AtomicBool,
     connected: AtomicBool,
     lag_rows: AtomicU64,
@@ -325,6 +326,7 @@ impl SplitQueue {
             state: Mutex::new(QueueState { skip, ..QueueState::default() }),
             room: Condvar::new(),
             worker: Mutex::new(None),
+            known: AtomicBool::new(start != Start::Beginning),
             at_end: AtomicBool::new(false),
             connected: AtomicBool::new(true),
             lag_rows: AtomicU64::new(0),
@@ -394,6 +396,17 @@ impl SplitQueue {
                 Some(chunk)
             }
         }
+    }
+
+    /// Its job has read it before: whoever holds it has been reached.
+    pub fn set_known(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its job has read it before. A server that is not there now is away then: it is
+    /// waited for, however long.
+    pub fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
     }
 
     /// The least offset that is needed, where that is known: a reader that can begin there saves

@@ -3,6 +3,8 @@
 pub mod aggregates;
 pub mod dedup;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod kept;
 mod late;
 pub mod rowwise;

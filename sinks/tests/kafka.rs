@@ -636,7 +636,8 @@ fn topics_and_brokers_that_are_not_there() {
     let report = Arc::new(SinkReport::default());
     let waits = report.clone();
     std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(1));
+        // Longer than a broker is looked for that was never there.
+        std::thread::sleep(Duration::from_secs(18));
         waits.give_up();
     });
     let error = nowhere.open(0, Some(&author(1)), report).err().unwrap();

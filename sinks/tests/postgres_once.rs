@@ -5,8 +5,9 @@
 use arrow::array::*;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 use weir_engine::connector::{ColumnSpec, Remedy, TableSpec};
 use weir_engine::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
 
@@ -44,6 +45,17 @@ fn table_of(
     data_type: arrow::datatypes::DataType,
     more: &[(&str, &str)],
 ) -> Box<dyn Sink> {
+    let sink = unprobed(name, url, data_type, more);
+    sink.probe().unwrap();
+    sink
+}
+
+fn unprobed(
+    name: &str,
+    url: &str,
+    data_type: arrow::datatypes::DataType,
+    more: &[(&str, &str)],
+) -> Box<dyn Sink> {
     let mut spec = TableSpec {
         name: name.into(),
         columns: vec![ColumnSpec { name: "v".into(), data_type, nullable: true, metadata: None }],
@@ -59,9 +71,7 @@ fn table_of(
     for (key, value) in all.iter().chain(&progress).chain(more) {
         spec.options.insert((*key).to_owned(), (*value).to_owned());
     }
-    let sink = weir_sinks::postgres::sink(&spec).unwrap_or_else(|e| panic!("{e:?}"));
-    sink.probe().unwrap();
-    sink
+    weir_sinks::postgres::sink(&spec).unwrap_or_else(|e| panic!("{e:?}"))
 }
 
 fn fresh(name: &str) -> Box<dyn Sink> {
@@ -152,6 +162,61 @@ fn of_two_that_go_on_from_copies_of_one_state_one_alone_writes() {
     put(writer.as_mut(), 1).unwrap();
     assert!(sink.open(0, Some(&second), Arc::new(SinkReport::default())).is_err());
     assert_eq!(sql("SELECT v FROM once_twins"), "1");
+}
+
+/// The sinks of `authors` are taken over at the same moment.
+fn at_once(progress: &str, authors: Vec<Author>) -> Vec<Result<Option<u64>, String>> {
+    let sink = table("once_at_once", &url(), &[("sink.progress-table", progress)]);
+    let start = Barrier::new(authors.len());
+    std::thread::scope(|scope| {
+        let take = |author: Author| {
+            let (sink, start) = (sink.as_ref(), &start);
+            move || {
+                start.wait();
+                sink.take_over(&author).map_err(|e| e.message)
+            }
+        };
+        let threads: Vec<_> = authors.into_iter().map(|author| scope.spawn(take(author))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn sinks_that_begin_side_by_side_make_one_progress_table() {
+    for _ in 0..5 {
+        sql("DROP TABLE IF EXISTS once_first_progress");
+        let authors = (0..8).map(|i| author(&format!("first-{i}"), 1)).collect();
+        assert_eq!(at_once("once_first_progress", authors), vec![Ok(None); 8]);
+    }
+    assert_eq!(sql("SELECT count(*) FROM once_first_progress"), "8");
+}
+
+#[test]
+fn generations_that_take_over_at_once_leave_the_newest() {
+    for round in 0..5 {
+        let authors = (1..=4).map(|g| author(&format!("same-{round}"), g)).collect();
+        let taken = at_once("once_progress", authors);
+        assert_eq!(taken[3], Ok(None), "the newest always can");
+        for other in taken.into_iter().filter_map(Result::err) {
+            assert!(other.contains("has taken over"), "{other}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_was_there_when_it_was_taken_over_is_waited_for() {
+    let number = arrow::datatypes::DataType::Int64;
+    let nowhere = "postgresql://postgres@127.0.0.1:9/postgres";
+    let nowhere = unprobed("once_nowhere", nowhere, number, &[]);
+    let report = Arc::new(SinkReport::default());
+    let waits = report.clone();
+    std::thread::spawn(move || {
+        // Longer than a server is looked for that was never there.
+        std::thread::sleep(Duration::from_secs(18));
+        waits.give_up();
+    });
+    let error = nowhere.open(0, Some(&author("nowhere", 1)), report).err().unwrap();
+    assert!(error.message.starts_with("gave up on PostgreSQL at"), "{error}");
 }
 
 #[test]

@@ -432,6 +432,22 @@ fn a_broker_that_was_never_reached_ends_it() {
     assert!(began.elapsed() < Duration::from_secs(22), "{:?}", began.elapsed());
 }
 
+#[test]
+fn a_reader_that_goes_on_waits_for_its_broker() {
+    let topic = Topic::of(1);
+    let split = source(&topic.table(&[N], &[])).splits().unwrap().remove(0);
+    let away = source(&table(&topic.name, "127.0.0.1:9", &[N], &[]));
+    let first = SplitQueue::bounded(split.clone(), QUEUE_BYTES_MAX);
+    let next = SplitQueue::from(split, QUEUE_BYTES_MAX, Start::Offset(0));
+    let handles = [&first, &next].map(|queue| away.open(vec![queue.clone()]).unwrap());
+    until("a first start gives up", || first.failure().is_some());
+    assert_eq!(first.failure().unwrap().remedy, Remedy::Retry);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(next.failure().is_none(), "{:?}", next.failure());
+    assert!(next.report().1.unwrap().starts_with("trying to reach Kafka topic"));
+    drop(handles);
+}
+
 /// A table on the listener that wants TLS and a password.
 fn secured(topic: &Topic, options: &[(&str, &str)]) -> TableSpec {
     let variable = |name: &str| {

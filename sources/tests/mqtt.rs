@@ -245,6 +245,29 @@ fn a_full_journal_stops_receiving_and_says_so() {
 }
 
 #[test]
+fn a_reader_that_goes_on_waits_for_its_broker() {
+    let journals = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let topic = topic("gone");
+    let open = |known: bool| {
+        let journal = journals[usize::from(known)].path();
+        let table = table("mqtt://127.0.0.1:9", &topic, journal, &[]);
+        let source = weir_sources::mqtt::source(&table).unwrap();
+        let split = source.splits().unwrap().remove(0);
+        let queue = SplitQueue::bounded(split, QUEUE_BYTES_MAX);
+        if known {
+            queue.set_known();
+        }
+        (queue.clone(), source.open(vec![queue]).unwrap())
+    };
+    let ((first, _a), (next, _b)) = (open(false), open(true));
+    until("a first start gives up", || first.failure().is_some());
+    assert_eq!(first.failure().unwrap().remedy, Remedy::Retry);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(next.failure().is_none(), "{:?}", next.failure());
+    assert!(next.report().1.unwrap().starts_with("trying to reach MQTT broker"));
+}
+
+#[test]
 fn passwords_are_checked_and_never_shown() {
     let url = format!("mqtt://{}", environment("WEIR_TEST_MQTT_PASSWORD"));
     let user = environment("WEIR_TEST_MQTT_PASSWORD_USER");

@@ -1,5 +1,7 @@
 //! `cargo xtask ci`: what must hold before anything lands, the cheap first.
 
+use std::time::Instant;
+
 use anyhow::Result;
 
 use crate::args::Args;
@@ -19,8 +21,11 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
 }
 
 fn cargo(words: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    println!("cargo {}", words.join(" "));
+    let (words_shown, began) = (words.join(" "), Instant::now());
+    println!("cargo {words_shown}");
     let mut cargo = process::cargo();
     cargo.args(words).envs(env.iter().copied()).current_dir(places::root());
-    process::run(&mut cargo)
+    process::run(&mut cargo)?;
+    println!("cargo {words_shown}: {} s", began.elapsed().as_secs());
+    Ok(())
 }

@@ -44,8 +44,8 @@ mod proxy;
 mod publisher;
 mod random;
 mod sets;
+mod start;
 mod state;
-mod weir;
 mod world;
 
 use world::World;

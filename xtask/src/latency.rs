@@ -5,17 +5,18 @@
 //! and to another topic, where a consumer reads what is committed. A row's time is from the
 //! broker's timestamp until it has been seen; each must be there once.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::args::Args;
 use crate::services::{Kind, Services};
 use crate::truth::own_script;
+use crate::weir::Weir;
 use crate::{places, process};
 
 const RATE: u64 = 10_000;
@@ -28,7 +29,6 @@ const PARTITIONS: &str = "4";
 const P50_MAX: f64 = 25.0;
 const P99_MAX: f64 = 100.0;
 const START_MAX: Duration = Duration::from_secs(60);
-const STOP_MAX: Duration = Duration::from_secs(30);
 
 /// Where the rows go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +115,12 @@ fn measure(
     }
     let script = folder.path().join("latency.sql");
     fs::write(&script, sql(&broker, &from, &into, (to == To::Postgres).then_some(&url)))?;
-    let mut job = Job::start(weir, weir_args, &script, folder.path())?;
-    job.until_reading()?;
+    let state = folder.path().join("state");
+    let mut command = Command::new(weir);
+    command.args(["run", "--checkpoint-interval", "1s", "--state"]).arg(&state);
+    command.args(weir_args.split_whitespace()).arg(&script);
+    let mut job = Weir::start(&mut command, folder.path().join("weir.log"))?;
+    until_reading(&mut job, &state)?;
     let rows = (rate * seconds).to_string();
     let warm = warm.to_string();
     let reader = match to {
@@ -160,56 +164,15 @@ INSERT INTO result SELECT n, meter_id, kwh, part, off, arrival FROM readings;
     )
 }
 
-/// Weir at work.
-struct Job {
-    child: Child,
-    log: PathBuf,
-    state: PathBuf,
-}
-
-impl Job {
-    fn start(weir: &Path, weir_args: &str, script: &Path, folder: &Path) -> Result<Job> {
-        let (log, state) = (folder.join("weir.log"), folder.join("state"));
-        let file = File::create(&log)?;
-        let mut command = Command::new(weir);
-        command.args(["run", "--checkpoint-interval", "1s", "--state"]).arg(&state);
-        command.args(weir_args.split_whitespace()).arg(script);
-        command.stdout(file.try_clone()?).stderr(file);
-        Ok(Job { child: process::spawn(&mut command)?, log, state })
+/// Waits for the first checkpoint: then all is connected.
+fn until_reading(job: &mut Weir, state: &Path) -> Result<()> {
+    let began = Instant::now();
+    while !state.join("result/checkpoints").exists() {
+        job.check()?;
+        ensure!(began.elapsed() < START_MAX, "no checkpoint yet\n{}", job.tail());
+        std::thread::sleep(Duration::from_millis(50));
     }
-
-    fn said(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
-    /// Waits for the first checkpoint: then all is connected.
-    fn until_reading(&mut self) -> Result<()> {
-        let began = Instant::now();
-        while !self.state.join("result/checkpoints").exists() {
-            process::check_interrupted()?;
-            if let Some(status) = self.child.try_wait()? {
-                bail!("weir ended with {}\n{}", process::ended(status), self.said());
-            }
-            ensure!(began.elapsed() < START_MAX, "no checkpoint yet\n{}", self.said());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        process::signal(self.child.id(), libc::SIGTERM);
-        let status = process::wait(&mut self.child, Some(STOP_MAX))?;
-        ensure!(status.success(), "weir ended with {}\n{}", process::ended(status), self.said());
-        Ok(())
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            process::end(&mut self.child);
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]

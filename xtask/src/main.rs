@@ -24,6 +24,7 @@ mod testing;
 mod throttled;
 mod tidy;
 mod truth;
+mod weir;
 
 const USAGE: &str = "\
 cargo xtask COMMAND

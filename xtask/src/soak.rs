@@ -8,7 +8,7 @@
 //!
 //! The first two lives are left out: tables and pools are made in them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,6 +23,7 @@ use crate::process::Ended;
 use crate::services::{Kind, Services};
 use crate::throttled::Table;
 use crate::truth::own_script;
+use crate::weir::Weir;
 use crate::{places, process};
 
 const MINUTES: u64 = 30;
@@ -42,7 +43,6 @@ const GROWTH_MAX: f64 = 1.1;
 const GROWTH_MAX_DISK: f64 = 1.25;
 const DRAIN_MAX: Duration = Duration::from_secs(180);
 const START_MAX: Duration = Duration::from_secs(60);
-const STOP_MAX: Duration = Duration::from_secs(60);
 const METERS: u64 = 1000;
 const MEASURES: [Measure; 4] = [
     Measure { name: "resident memory, MiB", of_many: mean, growth_max: GROWTH_MAX },
@@ -73,7 +73,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     let services = Services::start(&[Kind::Kafka, Kind::Mosquitto, Kind::Postgres])?;
     let folder = tempfile::Builder::new().prefix("weir-soak-").tempdir()?;
     let mut soak = Soak::make(&services, weir, &weir_args, folder.path())?;
-    let pid = soak.start()?;
+    soak.start()?;
     soak.until_subscribed(&services.log(Kind::Mosquitto))?;
     let by_mqtt = rate / MQTT_SHARE;
     let seconds = minutes * 60;
@@ -81,7 +81,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
         Load::start("kafka", &soak.brokers[0], &soak.name, rate - by_mqtt, seconds)?,
         Load::start("mqtt", &soak.brokers[1], &soak.name, by_mqtt, seconds)?,
     ];
-    let lives = soak.live(pid, Duration::from_secs(seconds), &mut loads)?;
+    let lives = soak.live(Duration::from_secs(seconds), &mut loads)?;
     let mut published = Vec::new();
     for load in loads {
         published.push(load.finish()?);
@@ -101,7 +101,7 @@ struct Soak {
     /// Kafka's and Mosquitto's addresses.
     brokers: [String; 2],
     tables: [Table; 2],
-    job: Option<Ended>,
+    job: Option<Weir>,
 }
 
 impl Soak {
@@ -136,31 +136,16 @@ impl Soak {
         Ok(Soak { weir, weir_args, folder, script, name, brokers, tables, job: None })
     }
 
-    fn start(&mut self) -> Result<u32> {
-        let log = File::options().create(true).append(true).open(self.folder.join("weir.log"))?;
+    fn start(&mut self) -> Result<&mut Weir> {
         let mut command = Command::new(&self.weir);
         command.args(["run", "--checkpoint-interval", "1s", "--state"]);
         command.arg(self.folder.join("state")).args(&self.weir_args).arg(&self.script);
-        command.stdout(log.try_clone()?).stderr(log);
-        let job = Ended(process::spawn(&mut command)?);
-        let pid = job.0.id();
-        self.job = Some(job);
-        Ok(pid)
+        let job = Weir::start(&mut command, self.folder.join("weir.log"))?;
+        Ok(self.job.insert(job))
     }
 
-    fn said(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.folder.join("weir.log")).unwrap_or_default())
-            .into_owned()
-    }
-
-    /// An error if it has ended by itself.
-    fn check(&mut self) -> Result<()> {
-        process::check_interrupted()?;
-        let Some(job) = &mut self.job else { bail!("weir was not started") };
-        match job.0.try_wait()? {
-            Some(status) => bail!("weir ended with {}\n{}", process::ended(status), self.said()),
-            None => Ok(()),
-        }
+    fn job(&mut self) -> Result<&mut Weir> {
+        self.job.as_mut().context("weir was not started")
     }
 
     /// Waits until the MQTT broker has seen a subscription to each part: its log names them. What
@@ -168,27 +153,27 @@ impl Soak {
     fn until_subscribed(&mut self, log: &Path) -> Result<()> {
         let began = Instant::now();
         loop {
-            self.check()?;
+            self.job()?.check()?;
             let log = String::from_utf8_lossy(&fs::read(log)?).into_owned();
             if (0..4).all(|slot| log.contains(&format!("{}/{slot}/#", self.name))) {
                 return Ok(());
             }
-            ensure!(began.elapsed() < START_MAX, "no subscription\n{}", self.said());
+            ensure!(began.elapsed() < START_MAX, "no subscription\n{}", self.job()?.tail());
             thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// Kills weir after each life but the last, and starts it again; what each had at its end.
-    fn live(&mut self, mut pid: u32, time: Duration, loads: &mut [Load]) -> Result<Vec<Sample>> {
+    fn live(&mut self, time: Duration, loads: &mut [Load]) -> Result<Vec<Sample>> {
         let (began, mut lives) = (Instant::now(), Vec::new());
         loop {
             let born = Instant::now();
             let mut samples = Vec::new();
             while born.elapsed() < LIFE && began.elapsed() < time {
                 thread::sleep(SAMPLE);
-                self.check()?;
+                self.job()?.check()?;
                 loads.iter_mut().try_for_each(Load::check)?;
-                samples.push(self.sample(pid)?);
+                samples.push(self.sample()?);
             }
             if born.elapsed() >= LIFE {
                 let life = at_its_end(&samples);
@@ -198,19 +183,17 @@ impl Soak {
             if began.elapsed() >= time {
                 return Ok(lives);
             }
-            process::signal(pid, libc::SIGKILL);
-            if let Some(mut job) = self.job.take() {
-                job.0.wait()?;
-            }
-            pid = self.start()?;
+            self.job()?.kill()?;
+            self.start()?;
         }
     }
 
-    fn sample(&self, pid: u32) -> Result<Sample> {
+    fn sample(&mut self) -> Result<Sample> {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (resident, pid) = (self.job()?.resident()?, self.job()?.id());
         let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         Ok([
-            mib(process::resident(pid)?),
+            mib(resident),
             files as f64,
             mib(bytes_below(&self.folder.join("state"))),
             mib(bytes_below(&self.folder.join("journal"))),
@@ -226,7 +209,7 @@ impl Soak {
             found.push((format!("SELECT coalesce(sum(c), 0) FROM {name}"), rows));
         }
         loop {
-            self.check()?;
+            self.job()?.check()?;
             let mut there = Vec::new();
             for ((count, _), table) in found.iter().zip(&self.tables) {
                 there.push(table.query(count)?.parse::<u64>()?);
@@ -235,15 +218,12 @@ impl Soak {
                 break;
             }
             if began.elapsed() > DRAIN_MAX {
-                bail!("{there:?} of {published:?} rows are counted\n{}", self.said());
+                bail!("{there:?} of {published:?} rows are counted\n{}", self.job()?.tail());
             }
             thread::sleep(SAMPLE);
         }
         let took = began.elapsed().as_secs();
-        let Some(mut job) = self.job.take() else { bail!("weir was not started") };
-        process::signal(job.0.id(), libc::SIGTERM);
-        let status = process::wait(&mut job.0, Some(STOP_MAX))?;
-        ensure!(status.success(), "weir ended with {}\n{}", process::ended(status), self.said());
+        self.job()?.stop()?;
         for (table, &rows) in self.tables.iter().zip(published) {
             check_sums(table, rows)?;
             table.query(&format!("DROP TABLE {}", table.name))?;

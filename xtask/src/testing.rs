@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -25,8 +25,11 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
 }
 
 fn all(quick: bool) -> Result<Tally> {
+    let mut parts = Parts(Instant::now());
     let mut services = Services::start(&Kind::ALL)?;
+    parts.ended("starting the servers");
     let mut tally = workspace(&services)?;
+    parts.ended("cargo test");
     if places::shared().is_none() {
         println!(
             "no ../shared beside the repository: conformance, errors and truth did not run \
@@ -44,9 +47,13 @@ fn all(quick: bool) -> Result<Tally> {
     if quick {
         println!("--quick: the truth, the faults and the throttled sink did not run");
     } else {
+        parts.ended("errors and conformance");
         tally.add(truth::ci(&weir, &services)?);
+        parts.ended("truth");
         tally.add(fault::ci(&weir, &mut services)?);
+        parts.ended("faults");
         tally.add(fault::broken(&mut services)?);
+        parts.ended("faults without a guard");
         match throttled::run(&weir, "", &services, THROTTLED_SECONDS) {
             Ok(()) => tally.pass(),
             Err(error) => {
@@ -54,8 +61,19 @@ fn all(quick: bool) -> Result<Tally> {
                 tally.fail(format!("throttled: {error:#}"));
             }
         }
+        parts.ended("the throttled sink");
     }
     Ok(tally)
+}
+
+/// Says how long each part took, so that what grows is seen.
+struct Parts(Instant);
+
+impl Parts {
+    fn ended(&mut self, what: &str) {
+        println!("{what}: {} s", self.0.elapsed().as_secs());
+        self.0 = Instant::now();
+    }
 }
 
 /// `cargo test --workspace`, with its output passed through and its results counted.

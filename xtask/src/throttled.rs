@@ -7,7 +7,7 @@
 //! An epoch is never cut, so rows become visible in steps. A first row goes all the way before the
 //! others come, so that the job doesn't begin with what waited for it, in one epoch.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,6 +24,7 @@ use crate::args::Args;
 use crate::process::Ended;
 use crate::services::{Kind, Services};
 use crate::truth::own_script;
+use crate::weir::Weir;
 use crate::{places, process};
 
 /// Rows a second that come in.
@@ -82,7 +83,9 @@ pub(crate) fn run(weir: &Path, weir_args: &str, services: &Services, seconds: u6
     let lag = Lag::watch(&broker, &name)?;
     let script = folder.path().join("throttled.sql");
     fs::write(&script, sql(&broker, &name, &table, &link))?;
-    let mut job = Job::start(weir, weir_args, &script, folder.path())?;
+    let mut command = Command::new(weir);
+    command.arg("run").args(weir_args.split_whitespace()).arg(&script);
+    let mut job = Weir::start(&mut command, folder.path().join("weir.log"))?;
     await_rows(&mut job, &table, 1, START_MAX)?;
     let producer = Producer::start(&broker, &name, seconds)?;
     let watched = watch(&mut job, &table, &lag, seconds)?;
@@ -147,7 +150,7 @@ fn sql(broker: &str, topic: &str, table: &Table, link: &Link) -> String {
 }
 
 /// Looks at memory and lag until the time is over.
-fn watch(job: &mut Job, table: &Table, lag: &Lag, seconds: u64) -> Result<Seen> {
+fn watch(job: &mut Weir, table: &Table, lag: &Lag, seconds: u64) -> Result<Seen> {
     let began = Instant::now();
     let (mut samples, mut settled) = (Vec::new(), None);
     while began.elapsed() < Duration::from_secs(seconds) {
@@ -173,7 +176,7 @@ fn mean(samples: &[u64]) -> f64 {
 }
 
 /// Waits until all rows are in the table, and looks whether they are the right ones, each once.
-fn drain(job: &mut Job, table: &Table, rows: u64) -> Result<Duration> {
+fn drain(job: &mut Weir, table: &Table, rows: u64) -> Result<Duration> {
     let rows = rows + 1;
     let limit = START_MAX + Duration::from_secs(rows / DRAIN_ROWS_PER_S_MIN);
     let took = await_rows(job, table, rows, limit)?;
@@ -188,7 +191,7 @@ fn drain(job: &mut Job, table: &Table, rows: u64) -> Result<Duration> {
 }
 
 /// Waits until the table has this many rows; says how long that took.
-fn await_rows(job: &mut Job, table: &Table, rows: u64, limit: Duration) -> Result<Duration> {
+fn await_rows(job: &mut Weir, table: &Table, rows: u64, limit: Duration) -> Result<Duration> {
     let began = Instant::now();
     // The job makes the table.
     let made = format!("SELECT to_regclass('{}') IS NOT NULL", table.name);
@@ -341,49 +344,6 @@ impl Lag {
 
     fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
-    }
-}
-
-/// The running `weir run`.
-struct Job {
-    child: Ended,
-    log: PathBuf,
-}
-
-impl Job {
-    fn start(weir: &Path, weir_args: &str, script: &Path, folder: &Path) -> Result<Job> {
-        let log = folder.join("weir.log");
-        let file = File::create(&log)?;
-        let mut command = Command::new(weir);
-        command.arg("run").args(weir_args.split_whitespace()).arg(script);
-        command.stdout(file.try_clone()?).stderr(file);
-        Ok(Job { child: Ended(process::spawn(&mut command)?), log })
-    }
-
-    fn said(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
-    /// An error if it has ended.
-    fn check(&mut self) -> Result<()> {
-        process::check_interrupted()?;
-        match self.child.0.try_wait()? {
-            Some(status) => bail!("weir ended with {}\n{}", process::ended(status), self.said()),
-            None => Ok(()),
-        }
-    }
-
-    /// Bytes of memory that it has now.
-    fn resident(&mut self) -> Result<u64> {
-        self.check()?;
-        process::resident(self.child.0.id())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        process::signal(self.child.0.id(), libc::SIGTERM);
-        let status = process::wait(&mut self.child.0, Some(STOP_MAX))?;
-        ensure!(status.success(), "weir ended with {}\n{}", process::ended(status), self.said());
-        Ok(())
     }
 }
 

@@ -108,6 +108,18 @@ fn manifests_of_format_1_are_read_for_ever() {
 }
 
 #[test]
+fn parts_of_format_1_are_read_for_ever() {
+    let Manifest { format, generation, epoch, next_piece, shards, pieces, .. } = golden();
+    let part = parts::Part { format, generation, epoch, next_piece, shards, pieces };
+    let bytes = include_bytes!("../../tests/golden/part-1.json");
+    let read: parts::Part = serde_json::from_str(crate::store::open(bytes).unwrap()).unwrap();
+    assert_eq!(read, part);
+    assert_eq!(crate::store::seal(&serde_json::to_string(&part).unwrap()), bytes);
+    let place = "pieces/00000000000000000003-00000001700000000123-1.part.json";
+    assert_eq!(part.path(1), place);
+}
+
+#[test]
 fn another_format_is_named() {
     let other = Manifest { format: 2, weir: "9.0".to_owned(), ..golden() };
     let sealed = crate::store::seal(&serde_json::to_string(&other).unwrap());

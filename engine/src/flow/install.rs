@@ -202,7 +202,11 @@ fn open_sources(
                 Some(facts) if splits.contains(&id) => Start::Offset(facts.offset),
                 Some(facts) => Start::Rows(facts.offset),
             };
-            SplitQueue::from(spec, QUEUE_BYTES_MAX, start)
+            let queue = SplitQueue::from(spec, QUEUE_BYTES_MAX, start);
+            if control.goes_on() {
+                queue.set_known();
+            }
+            queue
         };
         let queues: Vec<_> = mine.map(queue).collect();
         let mut readings = Vec::new();

@@ -259,6 +259,10 @@ impl Task for Writing {
         match result {
             Ok(Next::Done) => {}
             Ok(next) => return next,
+            // What was given up for it is no cause.
+            Err(error) if self.control.is_interrupted() => {
+                tracing::debug!(table = %self.table, %error, "left for the next start");
+            }
             Err(error) => self.control.fail_connector(&self.table, error),
         }
         self.state = Stage::Ended;

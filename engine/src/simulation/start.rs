@@ -17,6 +17,7 @@ use crate::cutlog::{
     Begin, Choice, CutLog, CutLogError, CutMemory, PastCuts, Recorder, Summary, choose,
 };
 use crate::job::{JobControl, Lasting};
+use crate::journal::{Bucket, failed};
 use crate::sink::{Author, Sink};
 use crate::source::Wake;
 use crate::store::JobStore;
@@ -69,7 +70,11 @@ impl World {
         for machine in &free {
             self.machines[*machine].user = Some(starter.clone());
         }
-        let begun = self.begin(&starter, &free, &hosts, threads);
+        let (found, own) = match self.logs_in_store {
+            true => ((0..self.machines.len()).collect(), (0..hosts.len()).collect()),
+            false => (free, hosts.clone()),
+        };
+        let begun = self.begin(&starter, (&found, &own), threads);
         let ended = starter.ended().is_some();
         starter.end(End::Killed);
         self.machines.iter_mut().for_each(|machine| machine.release(&starter));
@@ -88,24 +93,32 @@ impl World {
         Ok(set)
     }
 
+    /// The log of a machine, or of a process where logs are in the store.
     fn log_on(&self, machine: usize, life: &Arc<Life>) -> Result<CutLog, CutLogError> {
+        if self.logs_in_store {
+            let (store, folder) = (self.outside.store(life), format!("cuts-{machine}"));
+            let bucket = Bucket::open(store.objects().clone(), &folder, 1);
+            let bucket = bucket.map_err(|e| failed("open", &folder, e))?;
+            return CutLog::open(Arc::new(bucket), "job", self.segment);
+        }
         let disk = self.machines[machine].disk.clone();
         let drive = Drive { disk, life: life.clone(), failing: self.failing_syncs };
         CutLog::open(Arc::new(drive), "job", self.segment)
     }
 
-    /// Steps 1 to 5 of a start.
+    fn logs_on(&self, found: &[usize], life: &Arc<Life>) -> Result<Vec<(usize, CutLog)>, Refused> {
+        let open = |place: &usize| Ok((*place, self.log_on(*place, life).map_err(of_log)?));
+        found.iter().map(open).collect()
+    }
+
+    /// Steps 1 to 5 of a start, with the logs that are found and those of its processes.
     fn begin(
         &mut self,
         life: &Arc<Life>,
-        free: &[usize],
-        hosts: &[usize],
+        (found, hosts): (&[usize], &[usize]),
         threads: usize,
     ) -> Result<Begun, Refused> {
-        let mut logs = Vec::new();
-        for machine in free {
-            logs.push((*machine, self.log_on(*machine, life).map_err(of_log)?));
-        }
+        let mut logs = self.logs_on(found, life)?;
         let store = self.outside.store(life);
         let newest = logs.iter().map(|(_, log)| log.summary().generation).max().unwrap_or(0);
         let generation = store.claim(newest + 1)?;
@@ -113,6 +126,9 @@ impl World {
         let holder = self.outside.fate.below(u64::MAX);
         let author = Author { begun, ..Author::of("job", (generation, holder), 0, "table") };
         let there = self.outside.table_sink(life).take_over(&author)?;
+        if self.logs_in_store {
+            logs = self.logs_on(found, life)?;
+        }
         let summaries: Vec<Summary> = logs.iter().map(|(_, log)| log.summary()).collect();
         let from_nothing = summaries.iter().any(|log| log.floor.is_none());
         let restored = self.newest_checkpoint(&store, from_nothing)?;
@@ -164,7 +180,8 @@ impl World {
             let (runner, clock) = (Runner::of(&life), Arc::new(Skewed::of(&fate)));
             self.machines[*machine].user = Some(life.clone());
             let member = Member { process, processes: hosts.len(), workers };
-            let lasting = self.lasting(begun, *machine, member, threads, &runner);
+            let log = if self.logs_in_store { process } else { *machine };
+            let lasting = self.lasting(begun, log, member, threads, &runner);
             let lasting = match lasting {
                 Ok(lasting) => lasting,
                 Err(refused) => {
@@ -187,14 +204,14 @@ impl World {
     fn lasting(
         &self,
         begun: &Begun,
-        machine: usize,
+        log: usize,
         member: Member,
         threads: usize,
         runner: &Arc<Runner>,
     ) -> Result<Lasting, Refused> {
         let Begun { generation, holder, restored } = *begun;
         let store = self.outside.store(&runner.life);
-        let log = self.log_on(machine, &runner.life).map_err(of_log)?;
+        let log = self.log_on(log, &runner.life).map_err(of_log)?;
         let name =
             restored.map(|(generation, epoch)| crate::checkpoint::Name { epoch, generation });
         let wanted = if member.processes == 1 { Wanted::All } else { Wanted::Of(member) };

@@ -39,6 +39,8 @@ pub(super) struct World {
     pub(super) interval: Millis,
     pub(super) segment: u64,
     pub(super) failing_syncs: u64,
+    /// Whether cut logs are in the store, a process's own whichever machine it is on.
+    pub(super) logs_in_store: bool,
     pub(super) breakage: Option<Breakage>,
     faults: u64,
     /// Until when disks are full and the store is away.
@@ -84,6 +86,7 @@ impl World {
             events: Events::default(),
             interval: fate.between(1, 20),
             segment: fate.between(200, 2_000) as u64,
+            logs_in_store: breakage.is_none() && fate.once_in(3),
             failing_syncs: if fate.once_in(4) { 60 } else { 0 },
             breakage,
             faults: fate.below(6),
@@ -246,7 +249,7 @@ impl World {
         }
         self.events.count("zombie acts");
         if let Some((place, cause)) = set.failure() {
-            let known = ["fsync", "no more", "newer generation", FENCED];
+            let known = ["fsync", "no more", "newer generation", "another process writes", FENCED];
             if !known.iter().any(|text| cause.contains(text)) {
                 return Err(format!("process {place} of an old generation fails: {cause}"));
             }

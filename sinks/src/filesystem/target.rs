@@ -97,10 +97,9 @@ impl Target {
         };
         self.store.sweep(&prefix)?;
         let notices = report.clone();
-        let mut retrying =
-            Retrying::new(&self.shown, move |text| notices.notice(text), move || report.given_up());
+        let (notice, stop) = (move |text| notices.notice(text), move || report.given_up());
         // The probe has reached it; from here on it is a server that was lost.
-        retrying.succeeded();
+        let retrying = Retrying::new(&self.shown, notice, stop).known(true);
         let fence = author.map(|author| Fence::of(&self.store, author));
         Ok(ShardTarget { store: self.store.clone(), retrying, prefix, fence })
     }

@@ -42,12 +42,9 @@ impl Writer {
     ) -> Result<Writer, ConnectorError> {
         let mut session = Session::of(plan.clone(), shard, author.cloned());
         let (notices, stop) = (report.clone(), report.clone());
-        let mut retrying =
-            Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
-        if author.is_some() {
-            // It was there a moment ago, when the sink was taken over.
-            retrying.succeeded();
-        }
+        let (notice, stop) = (move |text| notices.notice(text), move || stop.given_up());
+        // It was there a moment ago where the sink was taken over.
+        let mut retrying = Retrying::new(plan.what(), notice, stop).known(author.is_some());
         retrying.run(|| {
             let waiting = Reporting::to(&report, plan.what());
             session.open(&waiting).inspect(|()| waiting.over())

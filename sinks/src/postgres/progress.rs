@@ -79,14 +79,8 @@ impl ProgressTable {
         client: &Client,
         shards: u32,
     ) -> Result<Option<Epoch>, Failure> {
+        self.make(client).await?;
         let (name, mine) = (&self.name, self.mine());
-        client
-            .batch_execute(&format!(
-                "CREATE TABLE IF NOT EXISTS {name} (job text, sink text, shard integer, \
-                 generation bigint NOT NULL, holder text, epoch bigint, digest text, \
-                 written timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, sink, shard))"
-            ))
-            .await?;
         client.batch_execute("BEGIN").await?;
         let sql = format!(
             "SELECT shard, generation, epoch, holder FROM {name} WHERE {mine} ORDER BY shard \
@@ -106,19 +100,50 @@ impl ProgressTable {
         }
         let (generation, holder) = (self.author.generation, self.holder());
         if rows.is_empty() {
-            let (job, sink) = (literal(&self.author.job), literal(&self.author.sink));
-            let sql = format!(
-                "INSERT INTO {name} (job, sink, shard, generation) \
-                 SELECT {job}, {sink}, shard, {generation} FROM generate_series(0, {}) shard",
-                shards.saturating_sub(1)
-            );
-            client.batch_execute(&sql).await?;
+            self.begin(client, shards).await?;
         }
         let sql = format!(
             "UPDATE {name} SET generation = {generation}, holder = {holder} WHERE {mine}; COMMIT"
         );
         client.batch_execute(&sql).await?;
         Ok(rows.iter().filter_map(|row| row.get::<_, Option<i64>>(2)).max().map(|e| e as u64))
+    }
+
+    /// Makes the table where it does not exist. Sinks, jobs and processes begin side by side, and
+    /// `IF NOT EXISTS` alone fails where two make it at once: the lock makes one of them wait. A
+    /// table that is there needs no right to create one.
+    async fn make(&self, client: &Client) -> Result<(), Failure> {
+        let name = &self.name;
+        let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[name]).await?;
+        if exists.get(0) {
+            return Ok(());
+        }
+        // One message: a process that is stopped in between does not keep the lock.
+        let sql = format!(
+            "BEGIN; SELECT pg_advisory_xact_lock(8533, hashtext({})); \
+             CREATE TABLE IF NOT EXISTS {name} (job text, sink text, shard integer, \
+             generation bigint NOT NULL, holder text, epoch bigint, digest text, \
+             written timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, sink, shard)); COMMIT",
+            literal(name)
+        );
+        Ok(client.batch_execute(&sql).await?)
+    }
+
+    /// The rows of a job's first generation.
+    async fn begin(&self, client: &Client, shards: u32) -> Result<(), Failure> {
+        let (name, generation) = (&self.name, self.author.generation);
+        let (job, sink) = (literal(&self.author.job), literal(&self.author.sink));
+        let sql = format!(
+            "INSERT INTO {name} (job, sink, shard, generation) \
+             SELECT {job}, {sink}, shard, {generation} FROM generate_series(0, {}) shard \
+             ON CONFLICT DO NOTHING",
+            shards.saturating_sub(1)
+        );
+        if client.execute(&sql, &[]).await? == u64::from(shards) {
+            return Ok(());
+        }
+        let other = "another process took over at the same moment";
+        Err(Failure::Final(ConnectorError::retry(other)))
     }
 
     /// A shard's row, which must be of the author's generation.

@@ -65,12 +65,9 @@ impl Writer {
     ) -> Result<Writer, ConnectorError> {
         let mut session = Session::of(plan.clone())?;
         let (notices, stop) = (report.clone(), report.clone());
-        let mut retrying =
-            Retrying::new(plan.what(), move |text| notices.notice(text), move || stop.given_up());
-        if once.is_some() {
-            // It was there a moment ago, when the sink was taken over.
-            retrying.succeeded();
-        }
+        let (notice, stop) = (move |text| notices.notice(text), move || stop.given_up());
+        // It was there a moment ago where the sink was taken over.
+        let mut retrying = Retrying::new(plan.what(), notice, stop).known(once.is_some());
         retrying.run(|| session.reach())?;
         let once = match once {
             None => None,

@@ -74,11 +74,8 @@ fn patiently<T>(
         done => return done,
     }
     let stop = || queue.is_closed();
-    let mut retrying =
-        Retrying::new(format!("{name} of table `{table}`"), |text| queue.notice(text), stop);
-    if reached {
-        retrying.succeeded();
-    }
+    let what = format!("{name} of table `{table}`");
+    let mut retrying = Retrying::new(what, |text| queue.notice(text), stop).known(reached);
     queue.connected(false);
     let done = retrying.run(attempt);
     queue.connected(true);

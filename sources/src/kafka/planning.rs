@@ -126,7 +126,7 @@ fn failed(topic: &Topic, client: &Client, error: &KafkaError) -> ConnectorError 
     }
 }
 
-fn partitions(topic: &Topic, client: &Client) -> Result<Vec<i32>, ConnectorError> {
+pub(super) fn partitions(topic: &Topic, client: &Client) -> Result<Vec<i32>, ConnectorError> {
     let metadata = client
         .fetch_metadata(Some(&topic.name), REQUEST_TIMEOUT)
         .map_err(|e| failed(topic, client, &e))?;

@@ -77,7 +77,7 @@ impl Reading {
         let client = Arc::new(planning::client(&topic)?);
         let mut partitions = Vec::with_capacity(queues.len());
         // A job that goes on has reached it before: then it is only away.
-        let reached = queues.iter().any(|queue| queue.start_offset().is_some());
+        let reached = queues.iter().any(|queue| queue.is_known());
         for queue in queues {
             partitions.push(Partition::of(&topic, columns, queue)?);
         }
@@ -437,21 +437,29 @@ impl Reader {
     fn is_the_planned_topic(&mut self) -> bool {
         let planned = self.partitions.iter().find_map(|p| planning::planned_id(&p.queue.split));
         let Some(planned) = planned else { return true };
+        let mut missing = None;
         while !self.stop.load(Ordering::Acquire) && self.partitions.iter().any(|p| !p.done) {
             let found = planning::identity(&self.topic, &self.client);
-            let late = self.began.elapsed() >= NEVER_REACHED_MAX;
+            let late = !self.reached && self.began.elapsed() >= NEVER_REACHED_MAX;
+            // A broker that has just started may not know its topics yet; one of several, a
+            // partition that was just made.
+            let mut lacks = |code| {
+                let since = missing.get_or_insert_with(Instant::now);
+                let unknown = KafkaError::MetadataFetch(code);
+                let told = || fault::of(&self.topic, &unknown, None);
+                (since.elapsed() >= NEVER_REACHED_MAX).then(told)
+            };
             let failed = match found {
                 Ok(Identity::Known(id)) if id != planned => Some(self.is_another()),
+                Ok(Identity::Known(_)) if !self.has_all_partitions() => {
+                    lacks(RDKafkaErrorCode::UnknownPartition)
+                }
                 Ok(Identity::Known(_) | Identity::NoIds) => {
                     // It has been reached; what the partitions have to say comes a little later.
                     self.began = Instant::now();
                     return true;
                 }
-                // A broker that has just started may not know its topics yet.
-                Ok(Identity::Missing) => late.then(|| {
-                    let unknown = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic);
-                    fault::of(&self.topic, &unknown, None)
-                }),
+                Ok(Identity::Missing) => lacks(RDKafkaErrorCode::UnknownTopic),
                 Err(error) => (late || error.remedy != Remedy::Retry).then_some(error),
             };
             if let Some(error) = failed {
@@ -465,6 +473,12 @@ impl Reader {
             self.client.context().wait(IDLE_WAIT);
         }
         false
+    }
+
+    /// Whether the broker that was asked knows of all that is to be read.
+    fn has_all_partitions(&self) -> bool {
+        let Ok(there) = planning::partitions(&self.topic, &self.client) else { return false };
+        self.partitions.iter().all(|p| p.done || there.contains(&p.number))
     }
 
     fn is_another(&self) -> ConnectorError {

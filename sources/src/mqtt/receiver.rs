@@ -129,7 +129,7 @@ impl Receiver {
     /// Receives until somebody asks to stop or it cannot go on.
     pub(super) fn run(mut self) {
         let (queue, shared) = (Arc::clone(&self.queue), Arc::clone(&self.shared));
-        let mut retrying = Retrying::new(
+        let retrying = Retrying::new(
             format!(
                 "MQTT broker at {} for table `{}`, slot {}",
                 self.client.address, self.client.table, self.slot
@@ -137,6 +137,7 @@ impl Receiver {
             |notice| queue.notice(notice),
             || shared.stop.load(Ordering::Relaxed),
         );
+        let mut retrying = retrying.known(queue.is_known());
         queue.connected(false);
         loop {
             let begun = Instant::now();

@@ -13,10 +13,11 @@ use super::disk::SmallDisk;
 use super::proxy::Proxy;
 use super::publisher::{PARTITIONS, Publisher};
 use super::random::Random;
-use super::weir::{Start, Weir};
+use super::start::Start;
 use super::{Fault, Plan, RATE, RATE_MQTT};
 use crate::services::{Kind, Services};
 use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge};
+use crate::weir::Weir;
 use crate::{places, process};
 
 /// Each start has another number of workers.
@@ -240,7 +241,7 @@ impl<'a> World<'a> {
             before: &before,
             off: self.plan.off,
         };
-        Weir::start(&start, log)
+        start.weir(log)
     }
 
     /// A restart begins by itself: from here on its first commit is waited for.

@@ -1,16 +1,13 @@
 //! Jobs that last, as a user sees them: killed, stopped, started with other workers and processes,
 //! with a process that dies, with a job that fails beside one that does not.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-const WEIR: &str = env!("CARGO_BIN_EXE_weir");
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::helping::{WEIR, signal, until};
+
 const ROWS: u64 = 24_000;
 
 /// A job over files, and where everything of it is.
@@ -135,10 +132,6 @@ impl Run {
         self.child.wait().unwrap();
     }
 
-    fn signal(&self, signal: &str) {
-        signal_to(self.child.id(), signal);
-    }
-
     /// Its processes, once there are `count`.
     fn processes(&self, count: usize) -> Vec<u32> {
         let pid = self.child.id();
@@ -155,18 +148,6 @@ impl Run {
     fn end(self) -> (Option<i32>, String) {
         let output = self.child.wait_with_output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
-    }
-}
-
-fn signal_to(pid: u32, signal: &str) {
-    Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -217,7 +198,7 @@ fn a_process_that_dies_is_replaced_at_once() {
     let mut run = job.start("set", &["--processes", "2"]);
     job.until_checkpoint("set", &mut run);
     let before = run.processes(2);
-    signal_to(before[1], "-KILL");
+    signal(before[1], "-KILL");
     until("the next generation", || run.said().contains("generation 2"));
     assert!(run.said().contains("was ended by signal 9; the next generation begins"));
     until("the end of the first set", || before.iter().all(|pid| is_gone(*pid)));
@@ -251,7 +232,7 @@ fn a_stop_of_several_processes_keeps_what_has_not_fired() {
     let (_, digest) = job.start("whole", &[]).end();
     let mut run = job.start("set", &["--processes", "2"]);
     job.until_checkpoint("set", &mut run);
-    run.signal("-TERM");
+    signal(run.child.id(), "-TERM");
     let log = run.log.clone();
     assert_eq!(run.end().0, Some(0), "{}", std::fs::read_to_string(log).unwrap());
     let (code, again) = job.start("set", &["-w", "2"]).end();
@@ -269,7 +250,8 @@ fn a_job_whose_process_dies_at_one_place_three_times_is_failed() {
     until("the end", || {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         for child in text.unwrap_or_default().split_whitespace() {
-            signal_to(child.parse().unwrap(), "-KILL");
+            // It may have ended meanwhile.
+            drop(Command::new("kill").args(["-KILL", child]).status());
             killed.push(child.to_owned());
         }
         run.child.try_wait().unwrap().is_some()

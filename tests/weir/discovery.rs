@@ -1,8 +1,4 @@
 //! A topic that gets more partitions while a job lasts: they are read, and every row is there once.
-//!
-//! Servers are those of `cargo xtask services up`.
-
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -11,29 +7,11 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-const WEIR: &str = env!("CARGO_BIN_EXE_weir");
+use crate::helping::{Proxy, WEIR, cell, env, name, rows_of, signal, until};
+
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn env(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: `cargo xtask services up`"))
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// What a query gives, as psql prints it; nothing where the table is not there yet.
-fn cell(query: &str) -> String {
-    let mut psql = Command::new("psql");
-    let out = psql.arg(env("WEIR_TEST_POSTGRES")).args(["-X", "-A", "-t", "-c", query]).output();
-    String::from_utf8(out.unwrap().stdout).unwrap().trim().to_owned()
-}
 
 /// A topic that grows, the table that it goes to, and a running weir.
 struct World {
@@ -47,22 +25,26 @@ struct World {
 }
 
 impl World {
-    fn of(partitions: i32, discovery: &str, flags: &'static [&'static str]) -> World {
+    fn of(partitions: i32, flags: &'static [&'static str]) -> World {
         let (folder, broker) = (tempfile::tempdir().unwrap(), env("WEIR_TEST_KAFKA"));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-        let name = format!("grows_{now}");
+        let name = name("grows").replace('-', "_");
         let producer = ClientConfig::new().set("bootstrap.servers", &broker).create().unwrap();
         let world = World { folder, name, broker, producer, sent: 0, flags, weir: None };
         let topic = NewTopic::new(&world.name, partitions, TopicReplication::Fixed(1));
         let options = AdminOptions::new();
         let made = futures::executor::block_on(world.admin().create_topics([&topic], &options));
         made.unwrap()[0].as_ref().unwrap();
-        let (name, broker, postgres) = (&world.name, &world.broker, env("WEIR_TEST_POSTGRES"));
-        let sql = format!(
+        world
+    }
+
+    /// A job with a window; the topic is looked at three times a second.
+    fn script(&self, postgres: &str) -> String {
+        let World { name, broker, .. } = self;
+        format!(
             "CREATE TABLE a (n BIGINT, ts TIMESTAMP(3), part STRING METADATA FROM 'split',
   WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
 ) WITH ('connector' = 'kafka', 'properties.bootstrap.servers' = '{broker}', 'topic' = '{name}',
-  'format' = 'json', 'scan.topic-partition-discovery.interval' = '{discovery}');
+  'format' = 'json', 'scan.topic-partition-discovery.interval' = '300 ms');
 CREATE TABLE b (n BIGINT, part STRING) WITH (
   'connector' = 'postgres', 'url' = '{postgres}', 'table-name' = '{name}');
 CREATE TABLE c (w TIMESTAMP(3), n BIGINT) WITH (
@@ -73,9 +55,20 @@ INSERT INTO c SELECT TUMBLE_START(ts, INTERVAL '1' SECOND), COUNT(*) FROM a
   GROUP BY TUMBLE(ts, INTERVAL '1' SECOND);
 END;
 "
-        );
-        fs::write(world.folder.path().join("script.sql"), sql).unwrap();
-        world
+        )
+    }
+
+    /// A job of a single copy, with tables of other names.
+    fn script_of_copy(&self) -> String {
+        let (World { name, broker, .. }, postgres) = (self, env("WEIR_TEST_POSTGRES"));
+        format!(
+            "CREATE TABLE d (n BIGINT) WITH ('connector' = 'kafka', 'topic' = '{name}',
+  'properties.bootstrap.servers' = '{broker}', 'format' = 'json');
+CREATE TABLE e (n BIGINT) WITH (
+  'connector' = 'postgres', 'url' = '{postgres}', 'table-name' = '{name}');
+INSERT INTO e SELECT n FROM d;
+"
+        )
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
@@ -121,7 +114,8 @@ END;
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    fn start(&mut self) {
+    fn start(&mut self, sql: &str) {
+        fs::write(self.folder.path().join("script.sql"), sql).unwrap();
         let path = |name: &str| -> PathBuf { Path::join(self.folder.path(), name) };
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = Command::new(WEIR);
@@ -133,12 +127,19 @@ END;
     fn until_all(&mut self) {
         let (name, sent) = (self.name.clone(), self.sent.to_string());
         until(&format!("{sent} rows; {}", self.said()), || {
-            let ended = self.weir.as_mut().unwrap().try_wait().unwrap();
+            let ended = self.weir.as_mut().and_then(|weir| weir.try_wait().unwrap());
             assert!(ended.is_none(), "ended: {}", self.said());
-            cell(&format!("SELECT count(*) FROM {name}")) == sent
+            rows_of(&name) == self.sent
         });
         let different = cell(&format!("SELECT count(DISTINCT n) FROM {name}"));
         assert_eq!(different, sent, "some row is there twice");
+    }
+
+    /// Ends it in order.
+    fn stop(&mut self) {
+        let mut weir = self.weir.take().unwrap();
+        signal(weir.id(), "-TERM");
+        assert!(weir.wait().unwrap().success(), "{}", self.said());
     }
 
     fn kill(&mut self) {
@@ -159,9 +160,10 @@ impl Drop for World {
 
 /// Partitions come while it works, and while it is down.
 fn grows(flags: &'static [&'static str]) {
-    let mut world = World::of(2, "300 ms", flags);
+    let mut world = World::of(2, flags);
+    let sql = world.script(&env("WEIR_TEST_POSTGRES"));
     world.send(100, 0..2);
-    world.start();
+    world.start(&sql);
     world.until_all();
     world.grow(4);
     // Nothing to the others: they hold the watermark, so that no row is late.
@@ -174,25 +176,22 @@ fn grows(flags: &'static [&'static str]) {
     world.kill();
     world.grow(5);
     world.send(100, 2..5);
-    world.start();
+    world.start(&sql);
     world.until_all();
     // What has come is remembered: nothing more comes.
     world.kill();
     world.send(100, 0..5);
-    world.start();
+    world.start(&sql);
     world.until_all();
     assert_eq!(world.said().matches("has more to read").count(), 1, "{}", world.said());
 
     // 500 rows, ten a second: windows that end by 45 s have fired, each once and whole.
-    let name = world.name.clone();
-    let count = || cell(&format!("SELECT count(*) FROM {name}_windows"));
-    until("windows", || count().parse().is_ok_and(|windows: u64| windows > 40));
+    let windows = format!("{}_windows", world.name);
+    until("windows", || rows_of(&windows) > 40);
     let of_ten = "count(*) = count(DISTINCT w) AND min(n) = 10 AND max(n) = 10";
-    assert_eq!(cell(&format!("SELECT {of_ten} FROM {name}_windows")), "t");
+    assert_eq!(cell(&format!("SELECT {of_ten} FROM {windows}")), "t");
 
-    let pid = world.weir.as_ref().unwrap().id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert!(world.weir.take().unwrap().wait().unwrap().success(), "{}", world.said());
+    world.stop();
 }
 
 #[test]
@@ -209,4 +208,51 @@ fn cuts_of_before_they_came_mean_what_they_meant() {
 #[test]
 fn partitions_that_come_later_are_read_by_the_next_set() {
     grows(&["--checkpoint-interval", "200ms", "--processes", "2"]);
+}
+
+#[test]
+fn a_job_that_begins_anew_leaves_another_alone() {
+    let mut world = World::of(2, &["--checkpoint-interval", "200ms"]);
+    let mut other = World::of(1, &[]);
+    let sql = world.script(&env("WEIR_TEST_POSTGRES")) + &other.script_of_copy();
+    world.send(100, 0..2);
+    other.send(10, 0..1);
+    world.start(&sql);
+    world.until_all();
+    other.until_all();
+    world.grow(4);
+    world.send(200, 2..4);
+    other.send(10, 0..1);
+    world.until_all();
+    other.until_all();
+    let said = world.said();
+    assert_eq!(said.matches("generation 1: ").count(), 2, "{said}");
+    assert_eq!(said.matches("generation 2: ").count(), 1, "{said}");
+    assert_eq!(said.matches("generation 2: goes ").count(), 1, "{said}");
+    world.stop();
+}
+
+#[test]
+fn a_stop_is_heard_while_a_generation_cannot_begin() {
+    let mut world = World::of(2, &["--checkpoint-interval", "200ms"]);
+    let proxy = Proxy::to_postgres(&world.name);
+    let sql = world.script(&format!("postgresql://postgres@{}/postgres", proxy.listen));
+    world.send(100, 0..2);
+    world.start(&sql);
+    world.until_all();
+    proxy.enable(false);
+    world.grow(4);
+    world.send(100, 2..4);
+    let log = world.log();
+    let said = || fs::read_to_string(&log).unwrap();
+    until("a try in vain", || said().contains("trying again until it works"));
+    let began = Instant::now();
+    world.stop();
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+
+    // What has come meanwhile is read by the next start, once the database is back.
+    proxy.enable(true);
+    world.start(&sql);
+    world.until_all();
+    world.stop();
 }

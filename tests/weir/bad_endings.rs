@@ -3,38 +3,17 @@
 //!
 //! Standard error is no terminal here. Servers are those of `cargo xtask services up`.
 
-#![allow(clippy::unwrap_used, missing_docs)]
-
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const WEIR: &str = env!("CARGO_BIN_EXE_weir");
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::helping::{Proxy, WEIR, cell, env, name, signal, until};
+
 /// In every script that has a place for one; it must never be seen.
 const PASSWORD: &str = "Zaunkoenig-77";
-
-fn env(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: `cargo xtask services up`"))
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A name that no other test and no earlier run has used.
-fn name(what: &str) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-    format!("weir-{what}-{now}")
-}
 
 /// A running `weir run`, ended with the value.
 struct Run {
@@ -91,8 +70,7 @@ impl Run {
 
     /// Ctrl-C: it ends well.
     fn interrupted(mut self) -> String {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        signal(self.child.id(), "-INT");
         let status = self.ended();
         let said = self.said();
         assert!(status.success(), "{status} {said}");
@@ -466,39 +444,13 @@ fn a_broker_that_goes_away_in_the_middle_is_said_and_waited_for() {
     }
 }
 
-/// Asks toxiproxy.
-fn toxiproxy(method: &str, path: &str, body: &str) -> String {
-    let url = format!("http://{}{path}", env("WEIR_TEST_TOXIPROXY"));
-    let words = ["-sS", "--fail-with-body", "-X", method, "-d", body, &url];
-    let answer = Command::new("curl").args(words).output().expect("curl is installed");
-    assert!(answer.status.success(), "{answer:?}");
-    String::from_utf8(answer.stdout).unwrap()
-}
-
-/// A cell of the database, asked directly.
-fn cell(query: &str) -> String {
-    let url = env("WEIR_TEST_POSTGRES");
-    let words = [url.as_str(), "-X", "-q", "-A", "-t", "-c", query];
-    let answer = Command::new("psql").args(words).output().expect("psql is installed");
-    assert!(answer.status.success(), "{answer:?}");
-    String::from_utf8(answer.stdout).unwrap().trim().to_owned()
-}
-
 #[test]
 fn a_database_that_goes_away_in_the_middle_is_said_and_waited_for() {
     let folder = tempfile::tempdir().unwrap();
-    let (topic, proxy) = (name("lost-database"), name("lost-database"));
+    let topic = name("lost-database");
     let table = topic.replace('-', "_");
-    let url = env("WEIR_TEST_POSTGRES");
-    let server = url.split(['@', '/']).nth(3).unwrap();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let state = |enabled: bool| {
-        format!(
-            "{{\"name\":\"{proxy}\",\"listen\":\"{listen}\",\"upstream\":\"{server}\",\
-             \"enabled\":{enabled}}}"
-        )
-    };
-    toxiproxy("POST", "/proxies", &state(true));
+    let proxy = Proxy::to_postgres(&topic);
+    let listen = proxy.listen;
     let to = format!(
         "'connector' = 'postgres', 'table-name' = '{table}', \
          'url' = 'postgresql://postgres:{PASSWORD}@{listen}/postgres'"
@@ -510,14 +462,13 @@ fn a_database_that_goes_away_in_the_middle_is_said_and_waited_for() {
     publish(&broker, &topic, "{\"n\":1,\"t\":\"before\"}\n");
     let count = format!("SELECT count(*) FROM {table}");
     until("the first row", || cell(&count) == "1");
-    toxiproxy("POST", &format!("/proxies/{proxy}"), &state(false));
+    proxy.enable(false);
     publish(&broker, &topic, "{\"n\":2,\"t\":\"meanwhile\"}\n");
     run.says("trying again");
-    toxiproxy("POST", &format!("/proxies/{proxy}"), &state(true));
+    proxy.enable(true);
     run.says("reached again");
     until("the second row", || cell(&count) == "2");
     let said = run.interrupted();
     assert!(said.contains("PostgreSQL at postgresql://postgres@127.0.0.1"), "{said}");
-    toxiproxy("DELETE", &format!("/proxies/{proxy}"), "");
     cell(&format!("DROP TABLE {table}"));
 }

@@ -1,15 +1,13 @@
 //! The demo as a user starts it: small, fast, to its end.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+
+use crate::helping::{WEIR, signal, until};
 
 fn demo(out: &Path, flags: &[&str]) -> Output {
-    let weir = env!("CARGO_BIN_EXE_weir");
     let command = ["demo", "smart-grid", "--out"];
-    Command::new(weir).args(command).arg(out).args(flags).output().unwrap()
+    Command::new(WEIR).args(command).arg(out).args(flags).output().unwrap()
 }
 
 /// What the outcome says of a counter and of its truth.
@@ -54,7 +52,7 @@ fn ctrl_c_ends_it_in_order() {
     let (log, said) = (folder.path().join("log"), folder.path().join("said"));
     // At this speed it would take ten minutes.
     let flags = ["--meters", "200", "--minutes", "100", "--speed", "10", "-q"];
-    let mut running = Command::new(env!("CARGO_BIN_EXE_weir"))
+    let mut running = Command::new(WEIR)
         .args(["demo", "smart-grid", "--out"])
         .arg(&out)
         .args(flags)
@@ -64,24 +62,16 @@ fn ctrl_c_ends_it_in_order() {
         .spawn()
         .unwrap();
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();
-    let until = |what: &str, holds: &mut dyn FnMut() -> bool| {
-        let began = Instant::now();
-        while !holds() {
-            assert!(began.elapsed() < Duration::from_secs(60), "in vain: {what}: {}", read(&log));
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
     let unfinished = |path: &PathBuf| path.to_string_lossy().ends_with(".inprogress");
-    until("rows in files", &mut || {
+    until("rows in files", || {
         assert!(running.try_wait().unwrap().is_none(), "it has ended: {}", read(&log));
         // A sink's probe has an unfinished file too, before there is a row.
         let is_probe = |path: &&PathBuf| path.to_string_lossy().contains("weir-probe");
         files(&out).iter().filter(|path| !is_probe(path)).any(unfinished)
     });
-    let interrupt = Command::new("kill").args(["-INT", &running.id().to_string()]).status();
-    assert!(interrupt.unwrap().success());
+    signal(running.id(), "-INT");
     let mut status = None;
-    until("its end", &mut || {
+    until(&format!("its end: {}", read(&log)), || {
         status = running.try_wait().unwrap();
         status.is_some()
     });

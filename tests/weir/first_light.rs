@@ -1,16 +1,16 @@
 //! The binary as a user starts it: JSON files through a window into JSON files, the same bytes on
 //! one worker, two workers and two processes; and endings that are not happy.
 
-#![allow(clippy::unwrap_used, missing_docs)]
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use crate::helping::WEIR;
+
 fn weir(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weir")).args(arguments).output().unwrap()
+    Command::new(WEIR).args(arguments).output().unwrap()
 }
 
 /// Three overlapping files of readings: 40 meters, out of order within 3 s, some rows late.
