@@ -85,7 +85,7 @@ pub fn run(args: &CheckpointsArgs) -> Result<(String, bool), ConnectorError> {
         let message = format!("there is no checkpoint at epoch {epoch}");
         return Err(ConnectorError::reconfigure(message));
     }
-    if text.is_empty() {
+    if text.is_empty() && !args.json {
         text.push_str("no checkpoint yet\n");
     }
     Ok((text, sound))

@@ -302,11 +302,6 @@ fn take_stored(
     epoch: Option<EpochPolicy>,
     connectors: &Connectors,
 ) -> Result<(JobRecord, PreparedJob), Trouble> {
-    if record.format != FORMAT {
-        let found = record.format;
-        let message = format!("the job's state has format {found}, this build reads {FORMAT}");
-        return Err(Trouble::new(message));
-    }
     let stored: JobPlan = serde_json::from_value(record.plan.clone())
         .map_err(|e| Trouble::new(format!("the stored plan cannot be read: {e}")))?;
     let now: JobPlan = serde_json::from_value(masked(&fresh, connectors)?)

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use weir_connect::store::{Store, StoreOptions};
 use weir_engine::connector::ConnectorError;
 use weir_engine::cutlog::{Begin, Choice, CutLog, CutLogError, SEGMENT_BYTES, Summary};
@@ -140,23 +140,15 @@ fn told(remote: bool, log: &str, error: &CutLogError) -> Trouble {
 
 /// A folder of this machine, once whoever had it has let it go.
 fn locked(path: &Path, job: &str) -> Result<Folder, Trouble> {
-    let began = Instant::now();
-    loop {
-        match Folder::open(path) {
-            Ok(disk) => return Ok(disk),
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                let path = path.display();
-                return Err(Trouble::new(format!("cannot open the cut log {path}: {error}")));
-            }
-            Err(_) if began.elapsed() < LOCKED_FOR => std::thread::sleep(LOCKED_FOR / 50),
-            Err(_) => {
-                let message = format!("the job `{job}` runs already, in another process");
-                let mut trouble = Trouble::new(message);
-                trouble.hint = Some(format!("{} is locked by it", path.display()));
-                return Err(trouble);
-            }
+    Folder::open_within(path, LOCKED_FOR).map_err(|error| {
+        let shown = path.display();
+        if error.kind() != std::io::ErrorKind::WouldBlock {
+            return Trouble::new(format!("cannot open the cut log {shown}: {error}"));
         }
-    }
+        let mut trouble = Trouble::new(format!("the job `{job}` runs already, in another process"));
+        trouble.hint = Some(format!("{shown} is locked by it"));
+        trouble
+    })
 }
 
 /// The logs of a job that were found, those of processes that are no more among them.

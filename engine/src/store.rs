@@ -62,6 +62,12 @@ struct Claim {
     generation: u64,
 }
 
+/// What every record but lists has.
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
 /// Where a generation began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Begun {
@@ -108,9 +114,27 @@ impl JobStore {
     /// # Errors
     /// The store's; `Fatal` where it is not whole or not of this form.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, ConnectorError> {
+        self.get_of(FORMAT, path)
+    }
+
+    /// The same of a form with a version of its own.
+    ///
+    /// # Errors
+    /// As [`JobStore::get`].
+    pub(crate) fn get_of<T: DeserializeOwned>(
+        &self,
+        format: u32,
+        path: &str,
+    ) -> Result<Option<T>, ConnectorError> {
         let Some(bytes) = self.0.get(path)? else { return Ok(None) };
         let broken = |why: String| ConnectorError::fatal(format!("{}: {why}", self.0.name(path)));
         let text = open(&bytes).map_err(broken)?;
+        // Of another version's record nothing else need be known.
+        if let Ok(Version { format: found }) = serde_json::from_str(text)
+            && found != format
+        {
+            return Err(broken(format!("has format {found}, this build reads {format}")));
+        }
         serde_json::from_str(text).map(Some).map_err(|e| broken(format!("cannot be read: {e}")))
     }
 

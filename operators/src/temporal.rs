@@ -92,5 +92,13 @@ pub(crate) fn marks_part(
     let column = std::sync::Arc::new(arrow::array::Int64Array::from(marks.to_vec()));
     let rows = RecordBatch::try_from_iter([("mark", column as _)])?;
     let key_groups = weir_engine::keys::KeyGroups::ALL;
-    Ok(weir_engine::operator::StatePart { kind: "marks", key_groups, rows })
+    Ok(weir_engine::operator::StatePart { kind: MARKS, key_groups, rows })
+}
+
+/// The kind of a part that has marks.
+pub(crate) const MARKS: &str = "marks";
+
+/// A part that this build does not know.
+pub(crate) fn unknown(kind: &str) -> OperatorError {
+    OperatorError::State(format!("pieces of kind `{kind}` are of another build"))
 }

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, TimeUnit};
 use weir_connect::options::{bad_table, bad_value};
@@ -38,6 +39,9 @@ use feeder::{Columns, Feeder};
 use options::{Client, MqttOptions};
 use receiver::{Identity, Receiver, Shared};
 use weir_engine::journal::{Disk, Folder, Journal, JournalError, Mirror, SEGMENT_BYTES, SUFFIX};
+
+/// How long a journal that somebody has is waited for.
+const LOCKED_FOR: Duration = Duration::from_secs(2);
 
 /// The manual of the options.
 pub fn options() -> Vec<OptionDoc> {
@@ -183,7 +187,7 @@ fn disk(
     copy: Option<&Path>,
 ) -> Result<Arc<dyn Disk>, ConnectorError> {
     let open = |path: &Path| -> Result<Arc<dyn Disk>, ConnectorError> {
-        match Folder::open(path) {
+        match Folder::open_within(path, LOCKED_FOR) {
             Ok(folder) => Ok(Arc::new(folder)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(in_use(client, path)),
             Err(e) => Err(unusable(client, path, &e)),

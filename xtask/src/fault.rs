@@ -96,6 +96,8 @@ pub(crate) enum Fault {
     /// The disk of one process of several is lost; the state is on S3, and MQTT's journals are on
     /// two disks.
     LostDisk,
+    /// All processes and their disks are lost; the state and the cut logs are on S3.
+    AllDisks,
     /// The MQTT broker is stopped or crashes, again and again.
     Mqtt,
     /// The same, and kill −9.
@@ -103,7 +105,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Fault; 16] = [
+    const ALL: [Fault; 17] = [
         Fault::Kill,
         Fault::Checkpoint,
         Fault::Reply,
@@ -118,6 +120,7 @@ impl Fault {
         Fault::Child,
         Fault::Hang,
         Fault::LostDisk,
+        Fault::AllDisks,
         Fault::Mqtt,
         Fault::MqttKill,
     ];
@@ -142,6 +145,7 @@ impl Fault {
             Fault::Child => "child",
             Fault::Hang => "hang",
             Fault::LostDisk => "lost-disk",
+            Fault::AllDisks => "all-disks",
             Fault::Mqtt => "mqtt",
             Fault::MqttKill => "mqtt-kill",
         }
@@ -161,6 +165,7 @@ impl Fault {
     fn servers(self) -> Vec<Kind> {
         match self {
             Fault::LostDisk => vec![Kind::Kafka, Kind::Mosquitto, Kind::Postgres, Kind::S3],
+            Fault::AllDisks => vec![Kind::Kafka, Kind::Postgres, Kind::S3],
             Fault::Mqtt | Fault::MqttKill => vec![Kind::Mosquitto, Kind::Postgres],
             _ => vec![Kind::Kafka, Kind::Postgres],
         }
@@ -179,7 +184,7 @@ impl Fault {
 
     /// Whether weir runs as several processes.
     fn is_of_sets(self) -> bool {
-        matches!(self, Fault::Child | Fault::Hang | Fault::LostDisk)
+        matches!(self, Fault::Child | Fault::Hang | Fault::LostDisk | Fault::AllDisks)
     }
 
     /// How many times the usual data.

@@ -534,6 +534,8 @@ impl Writer {
         counters.last_took.store(micros(took), Ordering::Relaxed);
         counters.paused.fetch_add(micros(paused), Ordering::Relaxed);
         counters.last_paused.store(micros(paused), Ordering::Relaxed);
+        let (took_ms, paused_ms) = (took.as_millis() as u64, paused.as_secs_f64() * 1e3);
+        tracing::info!(bytes, took_ms, paused_ms, "checkpoint made");
     }
 
     /// This process's part, and the files that it needs.

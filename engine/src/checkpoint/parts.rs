@@ -91,7 +91,7 @@ impl Part {
         process: usize,
         store: &JobStore,
     ) -> Result<Option<Part>, ConnectorError> {
-        store.get(&self.path(process))
+        store.get_of(FORMAT, &self.path(process))
     }
 
     /// Adds what another process has.

@@ -6,6 +6,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a folder is looked at that somebody has.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A flat folder of files that grow at their ends.
 ///
@@ -52,6 +56,25 @@ impl Folder {
             std::fs::TryLockError::Error(e) => e,
         })?;
         Ok(Folder { path: path.to_owned(), open: Mutex::default(), _lock: lock })
+    }
+
+    /// The same, once whoever has it has let it go: a process that ends may have it for a moment
+    /// still, and so does one that is about to become another.
+    ///
+    /// # Errors
+    /// As [`Folder::open`], after that time.
+    pub fn open_within(path: &Path, time: Duration) -> io::Result<Folder> {
+        let began = Instant::now();
+        loop {
+            match Folder::open(path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < time =>
+                {
+                    std::thread::sleep(LOOK);
+                }
+                done => return done,
+            }
+        }
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<String, Arc<File>>> {

@@ -22,7 +22,7 @@ use weir_engine::time::Millis;
 
 use super::Deduplicate;
 use super::seen::Bucket;
-use crate::temporal::{marks_part, times_of};
+use crate::temporal::{MARKS, marks_part, times_of, unknown};
 
 const SEEN: &str = "seen";
 
@@ -67,7 +67,10 @@ impl Deduplicate {
         piece: Option<PieceRef>,
         part: &StatePart,
     ) -> Result<(), OperatorError> {
-        if part.kind != SEEN {
+        if ![SEEN, MARKS].contains(&part.kind) {
+            return Err(unknown(part.kind));
+        }
+        if part.kind == MARKS {
             let marks = times_of(&part.rows, 0)?;
             self.before = marks.iter().copied().fold(self.before, Millis::max);
             return Ok(());

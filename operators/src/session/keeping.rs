@@ -19,7 +19,7 @@ use weir_engine::time::Millis;
 use super::SessionAggregate;
 use super::runs::{Run, Straggler};
 use crate::aggregates::Form;
-use crate::temporal::{marks_part, times_of};
+use crate::temporal::{MARKS, marks_part, times_of, unknown};
 
 fn bad() -> OperatorError {
     OperatorError::State("sessions in a form of another build".into())
@@ -134,11 +134,12 @@ impl SessionAggregate {
         match part.kind {
             "runs" => self.read_runs(&part.rows),
             "stragglers" => self.read_stragglers(&part.rows),
-            _ => {
+            MARKS => {
                 let marks = times_of(&part.rows, 0)?;
                 self.before = marks.iter().copied().fold(self.before, Millis::max);
                 Ok(())
             }
+            kind => Err(unknown(kind)),
         }
     }
 

@@ -41,7 +41,7 @@ use super::keys::JoinKeys;
 use super::store::NO_ROW;
 use super::versions::{Coming, Versions};
 use super::waiting::{Waiting, in_order};
-use super::{beside, marks_part, timed, times_of};
+use super::{MARKS, beside, marks_part, timed, times_of, unknown};
 
 #[cfg(test)]
 mod tests;
@@ -285,13 +285,16 @@ impl Operator for TemporalJoin {
     fn restore(&mut self, parts: Vec<StatePart>) -> Result<(), OperatorError> {
         let mut by_kind: BTreeMap<&str, Vec<RecordBatch>> = BTreeMap::new();
         for part in parts {
+            if !["versions", "waiting", MARKS].contains(&part.kind) {
+                return Err(unknown(part.kind));
+            }
             by_kind.entry(part.kind).or_default().push(part.rows);
         }
         self.versions.restore(&mut self.keys, by_kind.get("versions").map_or(&[], |v| v))?;
         for rows in by_kind.remove("waiting").unwrap_or_default() {
             self.waiting.restore(rows)?;
         }
-        for rows in by_kind.remove("marks").unwrap_or_default() {
+        for rows in by_kind.remove(MARKS).unwrap_or_default() {
             let marks = times_of(&rows, 0)?;
             for (mine, &theirs) in self.before.iter_mut().zip(marks.iter()) {
                 *mine = theirs.max(*mine);

@@ -39,7 +39,7 @@ use weir_engine::time::{MARK_END, MARK_NONE, Millis, floor_to};
 use super::keys::{JoinKeys, NO_KEY};
 use super::store::{NO_ROW, RowStore};
 use super::waiting::{Waiting, in_order};
-use super::{beside, marks_part, timed, times_of};
+use super::{MARKS, beside, marks_part, timed, times_of, unknown};
 use crate::late::{LateRow, put_late};
 
 #[cfg(test)]
@@ -315,10 +315,11 @@ impl Operator for WindowVersionJoin {
                     self.take_windows(&Delta::fired(part.rows), &mut Output::default())?;
                 }
                 "waiting" => self.waiting.restore(part.rows)?,
-                _ => {
+                MARKS => {
                     let marks = times_of(&part.rows, 0)?;
                     self.before = marks.iter().copied().fold(self.before, Millis::max);
                 }
+                kind => return Err(unknown(kind)),
             }
         }
         Ok(())

@@ -46,6 +46,7 @@ pub(super) fn inflict(world: &mut World, fault: Fault) -> Result<()> {
         Fault::FullDisk => full_disk(world),
         Fault::Child => sets::child(world),
         Fault::Hang => sets::hang(world),
+        Fault::AllDisks => sets::all_disks(world),
         Fault::LostDisk => sets::lost_disk(world),
     }
 }

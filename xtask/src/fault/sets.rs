@@ -73,14 +73,7 @@ pub(super) fn lost_disk(world: &mut World) -> Result<()> {
         world.until_commit(PATIENCE)?;
         let time = world.random.millis(500, 3_000);
         world.work(time)?;
-        let children = world.weir()?.children();
-        world.kill()?;
-        let began = Instant::now();
-        let alive = |pid: &u32| fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-        while children.iter().any(alive) {
-            ensure!(began.elapsed() < ORPHANED, "processes outlive their parent: {children:?}");
-            thread::sleep(Duration::from_millis(20));
-        }
+        kill_all(world)?;
         let logs = world.logs()?;
         let lost = world.random.below(logs.len() as u64) as usize;
         println!("    {} is lost", logs[lost].display());
@@ -92,6 +85,32 @@ pub(super) fn lost_disk(world: &mut World) -> Result<()> {
             fs::remove_dir_all(&journals[lost])?;
         }
         world.start()?;
+    }
+    Ok(())
+}
+
+/// All processes are lost with their disks: nothing that the next ones need was on these.
+pub(super) fn all_disks(world: &mut World) -> Result<()> {
+    for _ in 0..LOSSES {
+        world.until_commit(PATIENCE)?;
+        let time = world.random.millis(500, 3_000);
+        world.work(time)?;
+        kill_all(world)?;
+        world.start()?;
+    }
+    ensure!(world.logs().is_err(), "cut logs are on this machine");
+    Ok(())
+}
+
+/// Kills a set, and waits until no process of it is left.
+fn kill_all(world: &mut World) -> Result<()> {
+    let children = world.weir()?.children();
+    world.kill()?;
+    let began = Instant::now();
+    let alive = |pid: &u32| fs::exists(format!("/proc/{pid}")).unwrap_or(false);
+    while children.iter().any(alive) {
+        ensure!(began.elapsed() < ORPHANED, "processes outlive their parent: {children:?}");
+        thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }

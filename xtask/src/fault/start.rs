@@ -15,7 +15,7 @@ pub(super) struct Start<'a> {
     /// A folder or a URL.
     pub(super) state: String,
     /// Where the logs are, if not beside the state.
-    pub(super) log: Option<&'a Path>,
+    pub(super) log: Option<String>,
     /// Variables that it needs.
     pub(super) env: &'a [(String, String)],
     /// The least time between two checkpoints, as on the command line.
@@ -35,7 +35,7 @@ impl Start<'_> {
         command.args(["--pdeathsig", "KILL", "--"]).args(self.before).arg(self.program);
         command.args(["run", "-w", &self.workers.to_string(), "--state", &self.state]);
         command.args(["--processes", &self.processes.to_string()]);
-        command.args(self.log.iter().flat_map(|log| ["--log".as_ref(), log.as_os_str()]));
+        command.args(self.log.iter().flat_map(|log| ["--log", log]));
         command.envs(self.env.iter().cloned());
         command.envs(self.off.map(|guard| ("WEIR_BREAK", guard)));
         command.args(["--checkpoint-interval", self.interval]).arg(self.script);

@@ -128,7 +128,8 @@ impl<'a> World<'a> {
             _ => None,
         };
         let remote = match fault {
-            Fault::LostDisk => Some(Remote::of(services, &name, &folder)?),
+            Fault::LostDisk => Some(Remote::of(services, &name, Some(folder.join("logs")))?),
+            Fault::AllDisks => Some(Remote::of(services, &name, None)?),
             _ => None,
         };
         let state = disk.as_ref().map_or(folder.join("state"), |disk| disk.outside.join("state"));
@@ -233,7 +234,7 @@ impl<'a> World<'a> {
             program: &self.plan.weir,
             script: &self.script,
             state: remote.map_or(inside.display().to_string(), |remote| remote.url.clone()),
-            log: remote.map(|remote| remote.logs.as_path()),
+            log: remote.map(Remote::log),
             env: remote.map_or(&[], |remote| &remote.env),
             interval: if self.fault == Fault::Checkpoint { "100ms" } else { "500ms" },
             processes,
@@ -255,7 +256,8 @@ impl<'a> World<'a> {
     pub(super) fn logs(&self) -> Result<Vec<PathBuf>> {
         let remote = self.remote.as_ref().context("the state is beside the logs")?;
         let mut logs = Vec::new();
-        for job in fs::read_dir(&remote.logs)? {
+        let logs = remote.logs.as_ref().context("the logs are not on this machine")?;
+        for job in fs::read_dir(logs)? {
             for log in fs::read_dir(job?.path())? {
                 logs.push(log?.path());
             }
@@ -455,12 +457,13 @@ struct Remote {
     url: String,
     /// Where the server keeps these objects.
     folder: PathBuf,
-    logs: PathBuf,
+    /// The folder of cut logs that are not there too.
+    logs: Option<PathBuf>,
     env: Vec<(String, String)>,
 }
 
 impl Remote {
-    fn of(services: &Services, name: &str, folder: &Path) -> Result<Remote> {
+    fn of(services: &Services, name: &str, logs: Option<PathBuf>) -> Result<Remote> {
         let bucket = services.var("WEIR_TEST_S3_BUCKET")?;
         let pairs = [
             ("AWS_ENDPOINT_URL_S3", "WEIR_TEST_S3"),
@@ -472,9 +475,15 @@ impl Remote {
         Ok(Remote {
             url: format!("s3://{bucket}/{name}"),
             folder: PathBuf::from(services.var("WEIR_TEST_S3_FOLDER")?).join(name),
-            logs: folder.join("logs"),
+            logs,
             env: pairs.into_iter().map(var).collect::<Result<_>>()?,
         })
+    }
+
+    /// Where the cut logs go.
+    fn log(&self) -> String {
+        let there = || format!("{}-logs", self.url);
+        self.logs.as_ref().map_or_else(there, |logs| logs.display().to_string())
     }
 }
 
