@@ -3,11 +3,11 @@
 pub mod aggregates;
 pub mod dedup;
 #[cfg(test)]
-mod golden;
-#[cfg(test)]
 mod kept;
 mod late;
 pub mod rowwise;
 pub mod session;
 pub mod temporal;
+#[cfg(test)]
+mod tests;
 pub mod window;

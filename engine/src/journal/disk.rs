@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Stopwatch;
 
 /// How often a folder is looked at that somebody has.
 const LOOK: Duration = Duration::from_millis(20);
@@ -64,7 +66,7 @@ impl Folder {
     /// # Errors
     /// As [`Folder::open`], after that time.
     pub fn open_within(path: &Path, time: Duration) -> io::Result<Folder> {
-        let began = Instant::now();
+        let began = Stopwatch::start();
         loop {
             match Folder::open(path) {
                 Err(error)

@@ -256,8 +256,8 @@ impl<'a> World<'a> {
     pub(super) fn logs(&self) -> Result<Vec<PathBuf>> {
         let remote = self.remote.as_ref().context("the state is beside the logs")?;
         let mut logs = Vec::new();
-        let logs = remote.logs.as_ref().context("the logs are not on this machine")?;
-        for job in fs::read_dir(logs)? {
+        let folder = remote.logs.as_ref().context("the logs are not on this machine")?;
+        for job in fs::read_dir(folder)? {
             for log in fs::read_dir(job?.path())? {
                 logs.push(log?.path());
             }
