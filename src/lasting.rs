@@ -166,7 +166,8 @@ impl StateOptions {
         let (record, mut job) = settle(&store, plan, epoch)?;
         let generations = store.generations().map_err(of_store)?;
         let begun = generations.iter().filter(|g| g.begun.is_some()).map(|g| g.number).max();
-        let open = || Logs::open(&logs, (&name, &record.id), set.processes, begun.unwrap_or(0));
+        let begun = begun.unwrap_or(0);
+        let open = |fenced| Logs::open(&logs, (&name, &record.id), set.processes, begun, fenced);
         let (begun, mut logs, restored) = start(&store, &folder, &record, &mut job, &open, set)?;
         let log = (set.processes == 1).then(|| logs.of.remove(&0)).flatten();
         let opened = log.map(|log| Opened { log, restored });
@@ -191,7 +192,7 @@ impl StateOptions {
             Some(opened) => opened,
             None => {
                 let log = logs.open(process, &begun.folder, &begun.id)?;
-                let log = log.map_err(|e| Trouble::new(e.to_string()))?;
+                let log = log.map_err(|e| logs.told(&e))?;
                 let found = log.summary();
                 if (found.generation, found.last) != (begun.generation, begun.base) {
                     let (now, generation) = (found.generation, begun.generation);
@@ -409,17 +410,17 @@ fn start(
     folder: &str,
     record: &JobRecord,
     job: &mut PreparedJob,
-    open: &dyn Fn() -> Result<Logs, Trouble>,
+    open: &dyn Fn(bool) -> Result<Logs, Trouble>,
     set: Set,
 ) -> Result<(Begun, Logs, Option<Loaded>), Trouble> {
-    let mut logs = open()?;
+    let mut logs = open(false)?;
     let generation = store.claim(logs.newest_generation() + 1).map_err(of_store)?;
     let holder = random();
     let begun = store.generations().map_err(of_store)?.iter().any(|g| g.begun.is_some());
     let there = take_over(&job.plan, &record.id, (generation, holder), begun)?;
     if logs.remote {
         // No lock has kept others from committing until now.
-        logs = open()?;
+        logs = open(true)?;
     }
     let from_nothing = logs.summaries().iter().any(|log| log.floor.is_none());
     let wanted = if set.processes == 1 { Wanted::All } else { Wanted::Nothing };

@@ -105,6 +105,11 @@ impl Place {
         matches!(self, Place::Store(_))
     }
 
+    /// What is wrong with a log here.
+    pub(crate) fn told(&self, error: &CutLogError) -> Trouble {
+        told(self.is_remote(), "", error)
+    }
+
     /// Keeps a log that cannot be read under another name; which.
     fn set_aside(&self, process: usize, newest: u64) -> Result<String, Trouble> {
         let (log, aside) = (log_name(process), aside_name(process, newest));
@@ -133,8 +138,14 @@ impl Place {
 /// What is wrong with a log. It may pass where logs are in a store: that may be away, and another
 /// process may be about to end.
 fn told(remote: bool, log: &str, error: &CutLogError) -> Trouble {
-    use JournalError::{Io, Unsure};
-    let passing = remote && matches!(error, CutLogError::Journal(Io { .. } | Unsure { .. }));
+    let passing = remote
+        && match error {
+            CutLogError::Journal(JournalError::Io { source, .. }) => {
+                source.kind() != std::io::ErrorKind::InvalidData
+            }
+            CutLogError::Journal(JournalError::Unsure { .. }) => true,
+            _ => false,
+        };
     Trouble { passing, ..Trouble::new(format!("{log}{error}")) }
 }
 
@@ -147,6 +158,8 @@ fn locked(path: &Path, job: &str) -> Result<Folder, Trouble> {
         }
         let mut trouble = Trouble::new(format!("the job `{job}` runs already, in another process"));
         trouble.hint = Some(format!("{shown} is locked by it"));
+        // A generation that follows another may wait for what is left of that.
+        trouble.passing = true;
         trouble
     })
 }
@@ -159,12 +172,14 @@ pub(crate) struct Logs {
 
 impl Logs {
     /// Opens those that are there, and those of `processes`. What cannot be read is given up only
-    /// where another one has seen the generation `begun`, the newest that has begun.
+    /// where another one has seen the generation `begun`, the newest that has begun; and in a store
+    /// only once nobody else can commit (`fenced`).
     pub(crate) fn open(
         place: &Place,
         (job, id): (&str, &str),
         processes: usize,
         begun: u64,
+        fenced: bool,
     ) -> Result<Logs, Trouble> {
         let mut numbers: BTreeSet<usize> = (0..processes).collect();
         numbers.extend(place.processes()?);
@@ -179,14 +194,19 @@ impl Logs {
         let newest = of.values().map(|log| log.summary().generation).max().unwrap_or(0);
         for (number, error) in broken {
             let log = place.name(number);
-            if newest == 0 || newest < begun {
-                return Err(told(remote, &format!("{log}: "), &error));
+            let trouble = told(remote, &format!("{log}: "), &error);
+            if trouble.passing || newest == 0 || newest < begun {
+                return Err(trouble);
+            }
+            if remote && !fenced {
+                // Somebody may be writing to it.
+                continue;
             }
             let kept = place.set_aside(number, newest)?;
             tracing::warn!(%log, %error, %kept,
                 "this cut log cannot be read; it is made again from another process's");
             if number < processes {
-                let log = place.open(number, job, id)?.map_err(|e| Trouble::new(e.to_string()))?;
+                let log = place.open(number, job, id)?.map_err(|e| place.told(&e))?;
                 of.insert(number, log);
             }
         }

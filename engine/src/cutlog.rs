@@ -312,8 +312,12 @@ impl CutLog {
         let noted = self.durable.noted.iter().rev();
         let mut safe = noted.filter(|(_, after)| *after <= Some(epoch));
         if let Some(&(offset, _)) = safe.next() {
+            let before = self.journal.bounds().0;
             self.journal.trim(offset)?;
             let first = self.journal.bounds().0;
+            if first == before {
+                return Ok(());
+            }
             for known in [&mut self.known, &mut self.durable] {
                 known.trimmed = first > 0;
                 known.noted.retain(|(noted, _)| *noted >= first);

@@ -310,7 +310,12 @@ impl Journal {
             let oldest = durable.segments.remove(0);
             drop(durable);
             let disk = &self.shared.disk;
-            disk.remove(&oldest.name).map_err(|e| failed("remove", &oldest.name, e))?;
+            if let Err(error) = disk.remove(&oldest.name) {
+                let error = failed("remove", &oldest.name, error);
+                // The one after it must not go before it.
+                self.shared.durable().segments.insert(0, oldest);
+                return Err(error);
+            }
             disk.sync_names().map_err(|e| failed("sync the folder of", &oldest.name, e))?;
         }
     }

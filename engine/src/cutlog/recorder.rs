@@ -201,16 +201,10 @@ impl Task for Writer {
         if self.group.is_empty() {
             return if state.stop { Next::Done } else { Next::Wait(None) };
         }
-        let trim = state.trim.take();
         drop(state);
         let done = append(&mut self.log, &self.group);
-        if let Some(epoch) = trim.filter(|_| done.is_ok())
-            && let Err(error) = self.log.trim(epoch)
-        {
-            // What stays does no harm; the next checkpoint tries again.
-            tracing::warn!(%error, "the cut log could not be trimmed");
-        }
         let mut state = shared.lock();
+        let trim = state.trim.take_if(|_| done.is_ok());
         let next = match done {
             Ok(()) => {
                 state.durable = self.group.last().map(|(epoch, _)| *epoch);
@@ -229,6 +223,13 @@ impl Task for Writer {
         };
         drop(state);
         shared.wake_all();
+        // Behind what waits for it: it may take longer than a write.
+        if let Some(epoch) = trim
+            && let Err(error) = self.log.trim(epoch)
+        {
+            // What stays does no harm; the next checkpoint tries again.
+            tracing::warn!(%error, "the cut log could not be trimmed");
+        }
         next
     }
 }

@@ -261,7 +261,11 @@ impl Task for Writing {
             Ok(next) => return next,
             // What was given up for it is no cause.
             Err(error) if self.control.is_interrupted() => {
-                tracing::debug!(table = %self.table, %error, "left for the next start");
+                let table = &self.table;
+                match self.report.given_up() {
+                    true => tracing::debug!(%table, %error, "left for the next start"),
+                    false => tracing::warn!(%table, %error, "left for the next start"),
+                }
             }
             Err(error) => self.control.fail_connector(&self.table, error),
         }

@@ -25,6 +25,11 @@
 //! exactly; idleness aside the mark is the greater, so this too depends on the row alone. (So that
 //! it does, such a row waits for the table's W ≥ L − `keep`.)
 //!
+//! # Form
+//! Per key group, `versions`: the table's columns, then `__time`, `__split`, `__offset` and
+//! `__ended`, in order of keys and times; `waiting`: the stream's rows with their marks and places,
+//! in order of time. `marks`: W of each input.
+//!
 //! # Watermark of the output
 //! Rows that wait have a time beyond the table's W, rows to come one beyond the stream's W or are
 //! stragglers by their own mark: so it is the lesser of the two, and the stream's if nothing

@@ -17,6 +17,10 @@
 //! slide − 1, unless its own release is still to come. Per end: one table of key to row, and the
 //! rows.
 //!
+//! # Form
+//! Per end and key group, `windows`: the view's rows; per key group, `waiting`: readings with their
+//! marks and places, in order of time. `marks`: W of the readings.
+//!
 //! # Watermark of the output
 //! Readings that wait after an epoch have an e with e − 1 > W of the view, so ts ≥ e ≥ the least
 //! window end beyond W + 1; readings to come have ts > W of the readings. The output's watermark

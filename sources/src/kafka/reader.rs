@@ -439,27 +439,34 @@ impl Reader {
         let Some(planned) = planned else { return true };
         let mut missing = None;
         while !self.stop.load(Ordering::Acquire) && self.partitions.iter().any(|p| !p.done) {
-            let found = planning::identity(&self.topic, &self.client);
+            let found = self.found(&planned);
+            if found.is_err() {
+                missing = None;
+            }
             let late = !self.reached && self.began.elapsed() >= NEVER_REACHED_MAX;
             // A broker that has just started may not know its topics yet; one of several, a
             // partition that was just made.
-            let mut lacks = |code| {
+            let mut lacks = |error: ConnectorError| {
                 let since = missing.get_or_insert_with(Instant::now);
-                let unknown = KafkaError::MetadataFetch(code);
-                let told = || fault::of(&self.topic, &unknown, None);
-                (since.elapsed() >= NEVER_REACHED_MAX).then(told)
+                (since.elapsed() >= NEVER_REACHED_MAX).then_some(error)
             };
             let failed = match found {
-                Ok(Identity::Known(id)) if id != planned => Some(self.is_another()),
-                Ok(Identity::Known(_)) if !self.has_all_partitions() => {
-                    lacks(RDKafkaErrorCode::UnknownPartition)
+                Ok((Identity::Known(id), _)) if id != planned => Some(self.is_another()),
+                Ok((Identity::Known(_), Some(partition))) => {
+                    let what = self.topic.described();
+                    let text =
+                        format!("{what} has no partition {partition}, which was read before");
+                    lacks(ConnectorError::fatal(text))
                 }
-                Ok(Identity::Known(_) | Identity::NoIds) => {
+                Ok((Identity::Known(_) | Identity::NoIds, _)) => {
                     // It has been reached; what the partitions have to say comes a little later.
                     self.began = Instant::now();
                     return true;
                 }
-                Ok(Identity::Missing) => lacks(RDKafkaErrorCode::UnknownTopic),
+                Ok((Identity::Missing, _)) => {
+                    let unknown = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic);
+                    lacks(fault::of(&self.topic, &unknown, None))
+                }
                 Err(error) => (late || error.remedy != Remedy::Retry).then_some(error),
             };
             if let Some(error) = failed {
@@ -475,10 +482,19 @@ impl Reader {
         false
     }
 
-    /// Whether the broker that was asked knows of all that is to be read.
-    fn has_all_partitions(&self) -> bool {
-        let Ok(there) = planning::partitions(&self.topic, &self.client) else { return false };
-        self.partitions.iter().all(|p| p.done || there.contains(&p.number))
+    /// What the topic's name means to the broker that was asked; if it is what was planned, also a
+    /// partition that this broker does not know.
+    fn found(&self, planned: &str) -> Result<(Identity, Option<i32>), ConnectorError> {
+        let found = planning::identity(&self.topic, &self.client)?;
+        if !matches!(&found, Identity::Known(id) if id == planned) {
+            return Ok((found, None));
+        }
+        let there = match planning::partitions(&self.topic, &self.client) {
+            Err(error) if error.remedy == Remedy::Retry => return Err(error),
+            there => there.unwrap_or_default(),
+        };
+        let mut wanted = self.partitions.iter().filter(|p| !p.done).map(|p| p.number);
+        Ok((found, wanted.find(|number| !there.contains(number))))
     }
 
     fn is_another(&self) -> ConnectorError {

@@ -98,7 +98,10 @@ pub(super) fn all_disks(world: &mut World) -> Result<()> {
         kill_all(world)?;
         world.start()?;
     }
-    ensure!(world.logs().is_err(), "cut logs are on this machine");
+    for folder in ["logs", "state"] {
+        let local = world.folder.join(folder);
+        ensure!(!local.exists(), "something of the job is on this machine: {}", local.display());
+    }
     Ok(())
 }
 
