@@ -27,9 +27,10 @@
 //! # Limits
 //! Only what was appended and not synced can be cut off, and what is appended next must begin with
 //! it. There is no lock: a second user takes the first one's place. Removal makes names free again:
-//! a writer that slept while others went on and removed the file it was in finds its next name free.
-//! What it writes there is removed when the folder is opened next, but for a file that it begins: a
-//! journal with such a one behind removed ones says that it is damaged. (Sinks let it commit nothing.)
+//! a writer that slept while others went on, and removed the file it was in, finds its next name
+//! free. What it writes there is removed when the folder is opened next, but for a file that it
+//! begins: a journal with such a one behind removed ones says that it is damaged. (Sinks let it
+//! commit nothing.)
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
