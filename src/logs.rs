@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use weir_connect::store::{Store, StoreOptions};
-use weir_engine::connector::ConnectorError;
 use weir_engine::cutlog::{Begin, Choice, CutLog, CutLogError, SEGMENT_BYTES, Summary};
 use weir_engine::journal::{Bucket, Disk, Folder, JournalError};
 use weir_engine::store::Objects;
 
+use crate::lasting::of_store;
 use crate::run::Trouble;
 
 /// How long a start waits for processes that hold the logs still.
@@ -37,10 +37,6 @@ fn log_name(process: usize) -> String {
 
 fn aside_name(process: usize, newest: u64) -> String {
     format!("broken-{}-{newest}", log_name(process))
-}
-
-fn of_store(error: ConnectorError) -> Trouble {
-    crate::lasting::of_store(error)
 }
 
 impl Place {
