@@ -29,6 +29,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
 use weir_engine::job::JobControl;
+use weir_engine::journal::{Keeper, Peer, new_secret};
 
 use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News};
@@ -66,6 +67,8 @@ struct Assignment {
     jobs: Vec<Assigned>,
     /// Addresses of all processes, by job.
     addresses: Vec<Vec<String>>,
+    /// All processes, as those that keep second copies of journals.
+    keepers: Vec<Peer>,
     process: usize,
     set: Set,
     digest: bool,
@@ -140,12 +143,14 @@ impl Processes {
     pub fn start(jobs: &[Assigned], options: &RunOptions, set: Set) -> Result<Processes, String> {
         let addresses: Vec<Vec<String>> =
             jobs.iter().map(|_| free_addresses(set.processes)).collect::<Result<_, _>>()?;
+        let keepers = keepers(set.processes)?;
         let (sender, news) = channel();
         let mut processes = Processes { running: Vec::new(), news };
         for process in 0..set.processes {
             let assignment = Assignment {
                 jobs: jobs.to_vec(),
                 addresses: addresses.clone(),
+                keepers: keepers.clone(),
                 process,
                 set,
                 digest: options.digest,
@@ -336,6 +341,14 @@ fn free_addresses(count: usize) -> Result<Vec<String>, String> {
     held.iter().map(|l| l.local_addr().map(|a| a.to_string()).map_err(|e| e.to_string())).collect()
 }
 
+/// Where the processes of a set are to keep second copies, under a secret that only they know.
+fn keepers(count: usize) -> Result<Vec<Peer>, String> {
+    let secret = new_secret().map_err(|e| format!("no secret for a set of processes: {e}"))?;
+    let addresses = free_addresses(count)?.into_iter().enumerate();
+    let peer = |(process, address)| Peer { process, address, secret: secret.clone() };
+    Ok(addresses.map(peer).collect())
+}
+
 fn start(assignment: &Assignment, news: &Sender<(usize, Said)>) -> Result<Running, String> {
     let failed = |e: &dyn std::fmt::Display| format!("cannot start a process: {e}");
     let binary = std::env::current_exe().map_err(|e| failed(&e))?;
@@ -458,8 +471,14 @@ fn run_child() -> Result<(), Trouble> {
             thread::sleep(ALIVE);
         }
     });
-    let Assignment { jobs, addresses, process, set, digest, state } = assignment;
-    let cluster = |addresses| Cluster { threads: set.workers, process, addresses };
+    let Assignment { jobs, addresses, keepers, process, set, digest, state } = assignment;
+    let keeper = Keeper::start(&keepers[process].address, &keepers[process].secret)
+        .map_err(|e| Trouble::new(format!("cannot listen at {}: {e}", keepers[process].address)))?;
+    let second = keepers.get((process + 1) % set.processes).filter(|_| set.processes > 1);
+    let cluster = |addresses| {
+        let (threads, second) = (set.workers, second.cloned());
+        Cluster { threads, process, addresses, second }
+    };
     let clusters: Vec<Cluster> = addresses.into_iter().map(cluster).collect();
     let mut startable = Vec::new();
     for Assigned { job, begun } in jobs {
@@ -488,6 +507,7 @@ fn run_child() -> Result<(), Trouble> {
             say(&Said::News { job, news });
         },
     );
+    keeper.finish();
     Ok(())
 }
 

@@ -102,6 +102,9 @@ pub enum Remedy {
     Reconfigure,
     /// Nothing helps: the job fails.
     Fatal,
+    /// Another process of the job is out of reach, which is no fault of the job: its next
+    /// generation goes on.
+    NextGeneration,
 }
 
 /// A failure of the world outside: broker, database, disk.

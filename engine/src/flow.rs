@@ -34,6 +34,7 @@ use driver::Driver;
 
 use crate::graph::Graph;
 use crate::job::{Failure, JobControl};
+use crate::journal::Peer;
 use crate::source::SplitSpec;
 
 /// What a job needs beside its graph; the same on every process.
@@ -54,6 +55,19 @@ pub struct Cluster {
     pub process: usize,
     /// Addresses of all processes; at most one means that this process is alone.
     pub addresses: Vec<String>,
+    /// The process that keeps second copies of journals for this one, if there is another.
+    pub second: Option<Peer>,
+}
+
+/// Where a worker is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    /// How many workers its process has.
+    pub(crate) threads: usize,
+    /// Whether no other process has any.
+    pub(crate) alone: bool,
+    /// The process that keeps second copies for its process.
+    pub(crate) second: Option<Peer>,
 }
 
 impl Cluster {
@@ -108,17 +122,17 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    /// Builds it. `threads`: how many workers its process has; `alone`: no other process has any.
+    /// Builds it.
     pub(crate) fn build(
         worker: &mut Worker,
         graph: Graph,
         job: &JobInput,
         control: &Arc<JobControl>,
-        (threads, alone): (usize, bool),
+        place: &Place,
     ) -> Placed {
         let dataflow = worker.next_dataflow_index();
-        let driver = install::install(worker, graph, job, control, alone);
-        control.is_built(threads.max(1));
+        let driver = install::install(worker, graph, job, control, place);
+        control.is_built(place.threads.max(1));
         Placed { dataflow, driver, control: control.clone() }
     }
 
@@ -168,8 +182,9 @@ pub fn run(
         };
         // A panic must not leave the other workers waiting: it fails the job like any other cause.
         let steps = AssertUnwindSafe(|| {
-            let place = (set.threads, set.is_alone());
-            let placed = Placed::build(worker, graph, &job, &shared, place);
+            let second = set.second.clone();
+            let place = Place { threads: set.threads, alone: set.is_alone(), second };
+            let placed = Placed::build(worker, graph, &job, &shared, &place);
             while placed.step(worker, PARK) {}
         });
         if let Err(panic) = catch_unwind(steps) {

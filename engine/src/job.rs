@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::checkpoint::{Checkpointer, Loaded};
 use crate::clock::{ClockRef, uptime};
-use crate::connector::ConnectorError;
+use crate::connector::{ConnectorError, Remedy};
 use crate::cut::SplitFacts;
 use crate::cutlog::CutMemory;
 use crate::operator::{Counts, OperatorError};
@@ -365,7 +365,12 @@ impl JobControl {
     }
 
     pub(crate) fn fail_connector(&self, table: &str, error: ConnectorError) {
-        self.fail(Failure::Connector { table: table.to_owned(), error });
+        self.fail(match error.remedy {
+            Remedy::NextGeneration => {
+                Failure::Connection { message: format!("table `{table}`: {error}") }
+            }
+            _ => Failure::Connector { table: table.to_owned(), error },
+        });
     }
 
     /// The first cause, if the job has failed.

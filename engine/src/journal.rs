@@ -29,12 +29,14 @@
 //! # Limits
 //! A disk that loses the very last synced entries, with nothing written after them, looks like a
 //! torn tail; as does one that loses whole segments at the end. It survives the process and the
-//! machine's power; the loss of a disk where there are two ([`Mirror`]).
+//! machine's power; the loss of a disk where there are two ([`Mirror`]), the second of which may be
+//! another process's ([`Keeper`]).
 
 mod bucket;
 mod crc;
 pub(crate) use crc::crc32c;
 mod disk;
+mod keeper;
 mod mirror;
 mod reader;
 mod record;
@@ -48,7 +50,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use bucket::Bucket;
-pub use disk::{Disk, Folder};
+pub use disk::{Disk, Folder, Replacing};
+pub use keeper::{Keeper, Peer, Remote, is_lost, new_secret};
 pub use mirror::{Mended, Mirror};
 pub use reader::Reader;
 pub use record::{Entry, Kind, Record};

@@ -23,10 +23,11 @@ use arrow::buffer::ScalarBuffer;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use crate::connector::ConnectorError;
+use crate::journal::Peer;
 use crate::rows::{Origin, SplitId, sliced_bytes};
 use crate::time::Millis;
 
@@ -292,6 +293,7 @@ pub struct SplitQueue {
     worker: Mutex<Option<Wake>>,
     wanted: AtomicBool,
     known: AtomicBool,
+    second: OnceLock<Peer>,
     at_end: AtomicBool,
     connected: AtomicBool,
     lag_rows: AtomicU64,
@@ -327,6 +329,7 @@ impl SplitQueue {
             room: Condvar::new(),
             worker: Mutex::new(None),
             known: AtomicBool::new(start != Start::Beginning),
+            second: OnceLock::new(),
             at_end: AtomicBool::new(false),
             connected: AtomicBool::new(true),
             lag_rows: AtomicU64::new(0),
@@ -407,6 +410,16 @@ impl SplitQueue {
     /// waited for, however long.
     pub fn is_known(&self) -> bool {
         self.known.load(Ordering::Relaxed)
+    }
+
+    /// This process keeps second copies for the one that reads the split.
+    pub fn set_second(&self, peer: Peer) {
+        self.second.get_or_init(|| peer);
+    }
+
+    /// The process that keeps second copies for this one; `None` where it is alone.
+    pub fn second(&self) -> Option<&Peer> {
+        self.second.get()
     }
 
     /// The least offset that is needed, where that is known: a reader that can begin there saves

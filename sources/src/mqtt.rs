@@ -9,7 +9,8 @@
 //! With QoS 1 every message that the broker saw acknowledged is in the journal, and every message
 //! in the journal becomes a row, or a bad row. After a restart the journal is read from its
 //! beginning: nothing acknowledged is lost, rows may come twice. It survives the process, and
-//! the disk where there are two copies.
+//! the disk where there are two copies. Where the job has several processes, the second copy is
+//! kept by another one than the slot's: the process after it.
 //!
 //! # Limits
 //! Until checkpoints say what is no longer needed, a journal only grows, up to `journal.bytes-max`;
@@ -24,7 +25,7 @@ pub(crate) mod packet;
 mod receiver;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -32,13 +33,15 @@ use std::time::Duration;
 
 use arrow::datatypes::{DataType, TimeUnit};
 use weir_connect::options::{bad_table, bad_value};
-use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, TableSpec};
+use weir_engine::connector::{ConnectorError, OptionDoc, OptionError, Remedy, TableSpec};
 use weir_engine::source::{Chunk, Source, SourceHandle, SplitQueue, SplitSpec};
 
 use feeder::{Columns, Feeder};
 use options::{Client, MqttOptions};
 use receiver::{Identity, Receiver, Shared};
-use weir_engine::journal::{Disk, Folder, Journal, JournalError, Mirror, SEGMENT_BYTES, SUFFIX};
+use weir_engine::journal::{
+    Disk, Folder, Journal, JournalError, Mirror, Remote, Replacing, SEGMENT_BYTES, SUFFIX, is_lost,
+};
 
 /// How long a journal that somebody has is waited for.
 const LOCKED_FOR: Duration = Duration::from_secs(2);
@@ -109,7 +112,10 @@ impl Source for Mqtt {
     fn guarantee(&self) -> String {
         let survives = match self.client.journal_copy_path {
             None => "survives a process, not a machine",
-            Some(_) => "survives a process and the loss of one of two disks, not a machine",
+            Some(_) => {
+                "survives a process and the loss of one of two disks, not a machine; with several \
+                 processes the second copy is kept by another one than the slot's"
+            }
         };
         if self.client.qos == 0 {
             return format!(
@@ -129,9 +135,9 @@ impl Mqtt {
             filter.ok_or_else(|| ConnectorError::fatal(format!("mqtt has no slot {slot}")))?;
         let client = &self.client;
         let path = client.journal_path.join(slot.to_string());
-        let copy = client.journal_copy_path.as_ref().map(|path| path.join(slot.to_string()));
         let cannot = |e: &dyn std::fmt::Display| unusable(client, &path, e);
-        let disk = disk(client, &path, copy.as_deref())?;
+        let copies = copies(client, &queue, &path)?;
+        let disk = disk(client, &copies)?;
         let journal = Journal::open(disk, &filter, SEGMENT_BYTES).map_err(|e| match e {
             JournalError::Label { .. } => ConnectorError::reconfigure(format!(
                 "table `{}`, {}: {e}",
@@ -139,10 +145,11 @@ impl Mqtt {
                 path.display()
             ))
             .hint("its slots have changed: set another 'journal.path', or remove the folder"),
+            JournalError::Io { source, .. } if is_lost(&source) => lost_process(client, &source),
             e => cannot(&e),
         })?;
-        let folders: Vec<PathBuf> = [path.clone()].into_iter().chain(copy).collect();
-        let identity = Identity::open(client, folders, slot).map_err(|e| cannot(&e))?;
+        let identity =
+            Identity::open(client, copies, slot).map_err(|e| of_disk(client, &path, &e))?;
         let decoder = self.columns.decoder(client.json).map_err(|e| cannot(&e))?;
         let shared = Arc::new(Shared::default());
         let first = journal.bounds().0;
@@ -180,29 +187,70 @@ impl Mqtt {
     }
 }
 
-/// The disk of a slot's journal, or two as one.
-fn disk(
-    client: &Client,
-    path: &Path,
-    copy: Option<&Path>,
-) -> Result<Arc<dyn Disk>, ConnectorError> {
-    let open = |path: &Path| -> Result<Arc<dyn Disk>, ConnectorError> {
-        match Folder::open_within(path, LOCKED_FOR) {
-            Ok(folder) => Ok(Arc::new(folder)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(in_use(client, path)),
-            Err(e) => Err(unusable(client, path, &e)),
-        }
+/// A folder that a slot's journal is in, of this machine or of another process's.
+struct Copy {
+    folder: Arc<dyn Replacing>,
+    /// For people.
+    name: String,
+}
+
+/// The folders of a slot.
+fn copies(client: &Client, queue: &SplitQueue, path: &Path) -> Result<Vec<Copy>, ConnectorError> {
+    let here = |path: &Path| -> Result<Copy, ConnectorError> {
+        let folder =
+            Folder::open_within(path, LOCKED_FOR).map_err(|e| of_disk(client, path, &e))?;
+        Ok(Copy { folder: Arc::new(folder), name: path.display().to_string() })
     };
-    let first = open(path)?;
-    let Some(copy) = copy else { return Ok(first) };
-    let (mirror, mended) = Mirror::open([first, open(copy)?], SUFFIX)
-        .map_err(|e| unusable(client, path, &format!("its two copies cannot be compared: {e}")))?;
+    let mut copies = vec![here(path)?];
+    let slot = queue.split.number.to_string();
+    if let Some(path) = client.journal_copy_path.as_ref().map(|path| path.join(slot)) {
+        copies.push(match queue.second() {
+            None => here(&path)?,
+            Some(peer) => {
+                let path = std::path::absolute(&path).unwrap_or(path);
+                let folder = Remote::open(peer, &path, LOCKED_FOR)
+                    .map_err(|e| of_disk(client, &path, &e))?;
+                let name = format!("{} of process {}", path.display(), peer.process);
+                Copy { folder: Arc::new(folder), name }
+            }
+        });
+    }
+    Ok(copies)
+}
+
+/// The disk of a slot's journal, or two as one.
+fn disk(client: &Client, copies: &[Copy]) -> Result<Arc<dyn Disk>, ConnectorError> {
+    let disk = |copy: &Copy| -> Arc<dyn Disk> { copy.folder.clone() };
+    let [first, second] = copies else { return Ok(disk(&copies[0])) };
+    let (mirror, mended) =
+        Mirror::open([disk(first), disk(second)], SUFFIX).map_err(|e| match is_lost(&e) {
+            true => lost_process(client, &e),
+            false => {
+                let what = format!("its two copies cannot be compared: {e}");
+                unusable(client, Path::new(&first.name), &what)
+            }
+        })?;
     if let Some(mended) = mended {
-        let folder = [path, copy][mended.disk].display();
+        let folder = &copies[mended.disk].name;
         let (table, bytes) = (&client.table, mended.bytes);
-        tracing::warn!(table, %folder, bytes, "this copy of the journal was behind: made whole");
+        tracing::warn!(table, folder, bytes, "this copy of the journal was behind: made whole");
     }
     Ok(Arc::new(mirror))
+}
+
+/// What is wrong with a folder.
+fn of_disk(client: &Client, path: &Path, error: &io::Error) -> ConnectorError {
+    match error.kind() {
+        _ if is_lost(error) => lost_process(client, error),
+        io::ErrorKind::WouldBlock => in_use(client, path),
+        _ => unusable(client, path, error),
+    }
+}
+
+/// The second copy is out of reach.
+fn lost_process(client: &Client, error: &io::Error) -> ConnectorError {
+    let message = format!("journal of table `{}`: {error}", client.table);
+    ConnectorError::new(Remedy::NextGeneration, message)
 }
 
 fn unusable(client: &Client, path: &Path, error: &dyn std::fmt::Display) -> ConnectorError {

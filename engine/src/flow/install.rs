@@ -15,7 +15,6 @@ use timely::dataflow::{Scope, StreamVec};
 use timely::scheduling::Activator;
 use timely::worker::Worker;
 
-use super::JobInput;
 use super::adapter::{InputMarks, OperatorParts, lift, share};
 use super::carrier::Carrier;
 use super::cuts::{Addressed, CutParts, SplitNames, resolve};
@@ -24,6 +23,7 @@ use super::lifted::{FactsStream, RowsStream};
 use super::reading::{Reading, ids, planned_batch};
 use super::recorded::recorded;
 use super::sink::{SinkInputs, SinkParts, attach};
+use super::{JobInput, Place};
 use crate::cut::{CutPart, CutState, SourcePlan, SplitFacts, SplitState};
 use crate::graph::{Edge, Exchange, Graph, Node, Outlet, SourceNode, dead_letter_schema};
 use crate::job::JobControl;
@@ -41,14 +41,13 @@ struct Built<'scope> {
     ordered: BTreeSet<usize>,
 }
 
-/// Builds the dataflow of `graph`. Failures to open a source go to `control`. `alone`: the job has
-/// no other process.
+/// Builds the dataflow of `graph`. Failures to open a source go to `control`.
 pub(crate) fn install(
     worker: &mut Worker,
     graph: Graph,
     job: &JobInput,
     control: &Arc<JobControl>,
-    alone: bool,
+    at: &Place,
 ) -> Rc<RefCell<Driver>> {
     let (index, peers) = (worker.index(), worker.peers());
     let used = used_edges(&graph);
@@ -58,7 +57,7 @@ pub(crate) fn install(
         known.resume(&loaded.manifest);
     }
     let known = Rc::new(RefCell::new(known));
-    let sources = open_sources(&nodes, job, control, index, peers);
+    let sources = open_sources(&nodes, job, control, at, (index, peers));
     let driver = Driver::start(index, job.policy, control.clone(), known.clone(), sources);
     let driver = Rc::new(RefCell::new(driver));
     let shared_driver = driver.clone();
@@ -70,7 +69,7 @@ pub(crate) fn install(
         let memory = control.keep_cuts();
         let shared = CutParts { known, driver: activator, control: control.clone(), names, memory };
         let facts = resolve(made.parts, shared);
-        let memory = control.memory().filter(|_| !alone);
+        let memory = control.memory().filter(|_| !at.alone);
         let recorded = memory.map(|memory| recorded(facts.clone(), memory));
         let mut built = Built {
             streams: made.streams,
@@ -184,8 +183,8 @@ fn open_sources(
     nodes: &[(usize, Arc<SourceNode>)],
     job: &JobInput,
     control: &Arc<JobControl>,
-    index: usize,
-    peers: usize,
+    at: &Place,
+    (index, peers): (usize, usize),
 ) -> Vec<SourceRuntime> {
     let now = control.clock.now();
     let facts = control.restored().map(|loaded| loaded.manifest.cuts.facts()).unwrap_or_default();
@@ -205,6 +204,9 @@ fn open_sources(
             let queue = SplitQueue::from(spec, QUEUE_BYTES_MAX, start);
             if control.goes_on() {
                 queue.set_known();
+            }
+            if let Some(peer) = &at.second {
+                queue.set_second(peer.clone());
             }
             queue
         };

@@ -36,6 +36,13 @@ pub trait Disk: Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
 }
 
+/// A disk that also keeps small files which change as a whole.
+pub trait Replacing: Disk {
+    /// Puts a file in place of the one of this name, if there is one: after a crash it is the old
+    /// one or the new one. Returns once the new one is on disk.
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+}
+
 /// A folder in the file system, for one user at a time: a `lock` file sees to that.
 #[derive(Debug)]
 pub struct Folder {
@@ -158,5 +165,18 @@ impl Disk for Folder {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.files().remove(name);
         std::fs::remove_file(self.path.join(name))
+    }
+}
+
+impl Replacing for Folder {
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path.join(name);
+        let aside = self.path.join(format!("{name}.tmp"));
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&aside, &path)?;
+        self.files().remove(name);
+        self.sync_names()
     }
 }

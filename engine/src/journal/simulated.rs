@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Disk;
+use super::{Disk, Replacing};
 
 const BLOCK_BYTES: usize = 16;
 
@@ -213,6 +213,18 @@ impl Disk for Simulated {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.whole(|state| {
             state.names.remove(name).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        })
+    }
+}
+
+impl Replacing for Simulated {
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.whole(|state| {
+            state.inodes.push(Inode { bytes: bytes.to_vec(), synced: bytes.len() });
+            for names in [&mut state.names, &mut state.synced_names] {
+                names.insert(name.to_owned(), state.inodes.len() - 1);
+            }
+            Ok(())
         })
     }
 }

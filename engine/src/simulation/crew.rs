@@ -13,7 +13,7 @@ use timely::communication::{Allocator, WorkerGuards, initialize_from};
 use timely::worker::Worker;
 
 use super::fate::lock;
-use crate::flow::{JobInput, Placed};
+use crate::flow::{JobInput, Place, Placed};
 use crate::graph::Graph;
 use crate::job::JobControl;
 
@@ -29,8 +29,7 @@ pub(super) struct Seat {
     pub(super) control: Arc<JobControl>,
     pub(super) graph: Box<dyn Fn(usize) -> Graph + Send>,
     pub(super) job: JobInput,
-    /// Workers of its process, and whether that is the only one.
-    pub(super) place: (usize, bool),
+    pub(super) place: Place,
 }
 
 /// One worker, as the scheduler sees it.
@@ -61,7 +60,7 @@ impl Desk {
             None => {
                 let graph = (seat.graph)(worker.peers());
                 let Seat { job, control, place, .. } = seat;
-                *placed = Some(Placed::build(worker, graph, job, control, *place));
+                *placed = Some(Placed::build(worker, graph, job, control, place));
                 true
             }
             Some(placed) => placed.step(worker, Duration::ZERO),

@@ -35,7 +35,9 @@ impl From<ConnectorError> for Refused {
     fn from(error: ConnectorError) -> Refused {
         match error.remedy {
             Remedy::Fatal => Refused::Wrong(error.message),
-            Remedy::Retry | Remedy::Reconfigure => Refused::Passing(error.message),
+            Remedy::Retry | Remedy::Reconfigure | Remedy::NextGeneration => {
+                Refused::Passing(error.message)
+            }
         }
     }
 }

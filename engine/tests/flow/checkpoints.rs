@@ -98,7 +98,8 @@ fn run_on(
         let control = JobControl::lasting(Arc::new(SystemClock), false, lasting);
         let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
         let theirs = written.clone();
-        let cluster = Cluster { threads: workers, process, addresses: addresses.clone() };
+        let cluster =
+            Cluster { threads: workers, process, addresses: addresses.clone(), second: None };
         std::thread::spawn(move || {
             run(&cluster, job, &control, move |_| Ok(graph(true, false, &theirs))).unwrap();
         })

@@ -11,7 +11,6 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,9 +23,13 @@ use super::connection::{Connection, Heard, READ_TIME, lost, stranger};
 use super::inbox::Batch;
 use super::options::Client;
 use super::packet::{self, Malformed, Protocol};
-use weir_engine::journal::{Journal, JournalError};
+use super::{Copy, lost_process};
+use weir_engine::journal::{Journal, JournalError, is_lost};
 
 const BREAK_TIME: Duration = Duration::from_secs(1);
+/// The file in a slot's folders that has its [`Identity`].
+const IDENTITY: &str = "session";
+const IDENTITY_BYTES_MAX: usize = 64 << 10;
 
 /// What receiver, feeder and handle of a slot know of each other.
 #[derive(Debug, Default)]
@@ -42,8 +45,8 @@ pub(super) struct Shared {
 
 /// What the broker and this slot know of each other, kept beside the journal.
 pub(super) struct Identity {
-    /// One a copy of the journal.
-    paths: Vec<PathBuf>,
+    /// In each of them it is kept.
+    copies: Vec<Copy>,
     client_id: String,
     /// Filter and QoS that were subscribed, if the broker confirmed it.
     subscribed: Option<String>,
@@ -51,12 +54,15 @@ pub(super) struct Identity {
 
 impl Identity {
     /// Reads it from the slot's folders, or makes it.
-    pub(super) fn open(client: &Client, folders: Vec<PathBuf>, slot: u64) -> io::Result<Identity> {
-        let paths: Vec<PathBuf> = folders.iter().map(|folder| folder.join("session")).collect();
+    pub(super) fn open(client: &Client, copies: Vec<Copy>, slot: u64) -> io::Result<Identity> {
         let mut kept = String::new();
-        for path in &paths {
-            match std::fs::read_to_string(path) {
-                Ok(text) if kept.is_empty() => kept = text,
+        for copy in &copies {
+            let mut bytes = vec![0; IDENTITY_BYTES_MAX];
+            match copy.folder.read(IDENTITY, 0, &mut bytes) {
+                Ok(read) if kept.is_empty() => {
+                    bytes.truncate(read);
+                    kept = String::from_utf8(bytes).map_err(io::Error::other)?;
+                }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
@@ -74,7 +80,7 @@ impl Identity {
         };
         // Another id is another session.
         let subscribed = subscribed.filter(|_| kept_id.as_ref() == Some(&client_id));
-        let identity = Identity { paths, client_id, subscribed };
+        let identity = Identity { copies, client_id, subscribed };
         identity.keep()?;
         Ok(identity)
     }
@@ -82,13 +88,8 @@ impl Identity {
     fn keep(&self) -> io::Result<()> {
         let text =
             format!("{}\n{}", self.client_id, self.subscribed.as_deref().unwrap_or_default());
-        for path in &self.paths {
-            let aside = path.with_extension("tmp");
-            std::fs::write(&aside, text.trim_end())?;
-            std::fs::File::open(&aside)?.sync_all()?;
-            std::fs::rename(&aside, path)?;
-        }
-        Ok(())
+        let text = text.trim_end().as_bytes();
+        self.copies.iter().try_for_each(|copy| copy.folder.replace(IDENTITY, text))
     }
 
     fn subscribed(&mut self, what: &str) -> io::Result<()> {
@@ -316,7 +317,12 @@ impl Receiver {
         }
         let wanted = self.wanted();
         self.identity.subscribed(&wanted).map_err(|e| {
-            ConnectorError::fatal(format!("cannot write {}: {e}", self.identity.paths[0].display()))
+            if is_lost(&e) {
+                return lost_process(&self.client, &e);
+            }
+            let path = self.client.journal_path.display();
+            let message = format!("cannot write `{IDENTITY}` of slot {} in {path}: {e}", self.slot);
+            ConnectorError::fatal(message)
         })
     }
 
@@ -403,6 +409,7 @@ fn journal_error(client: &Client, error: &JournalError) -> ConnectorError {
     let path = client.journal_path.display();
     let message = format!("table `{}`, {path}: {error}", client.table);
     match error {
+        JournalError::Io { source, .. } if is_lost(source) => lost_process(client, source),
         JournalError::Io { doing: "append to" | "begin", .. } => ConnectorError::retry(message),
         _ => ConnectorError::fatal(message),
     }
