@@ -6,6 +6,8 @@ mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
+use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use server::{Mosquitto, Publisher, environment, table, until};
 use weir_engine::connector::{ConnectorError, Remedy, TableSpec};
-use weir_engine::journal::{Disk, Folder, Journal, SEGMENT_BYTES};
+use weir_engine::journal::{Disk, Folder, Journal, Keeper, Peer, SEGMENT_BYTES, new_secret};
 use weir_engine::source::{Chunk, QUEUE_BYTES_MAX, SourceHandle, SplitQueue};
 
 /// A source that is open, and its queues.
@@ -29,6 +31,19 @@ struct Open {
 impl Open {
     fn of(table: &TableSpec) -> Open {
         Open::bounded(table, QUEUE_BYTES_MAX)
+    }
+
+    /// With second copies at another process.
+    fn with_second(table: &TableSpec, second: &Peer) -> Result<Open, ConnectorError> {
+        let source = weir_sources::mqtt::source(table).unwrap();
+        let queues: Vec<_> = source
+            .splits()?
+            .into_iter()
+            .map(|split| SplitQueue::bounded(split, QUEUE_BYTES_MAX))
+            .collect();
+        queues.iter().for_each(|queue| queue.set_second(second.clone()));
+        let handle = source.open(queues.clone())?;
+        Ok(Open { queues, _handle: handle })
     }
 
     fn bounded(table: &TableSpec, bytes: usize) -> Open {
@@ -267,6 +282,58 @@ fn a_reader_that_goes_on_waits_for_its_broker() {
     assert!(next.report().1.unwrap().starts_with("trying to reach MQTT broker"));
 }
 
+/// A process of a set, as one that keeps copies.
+fn keeper() -> (Keeper, Peer) {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let secret = new_secret().unwrap();
+    (Keeper::start(&address, &secret).unwrap(), Peer { process: 1, address, secret })
+}
+
+#[test]
+fn the_second_copy_is_another_processs_and_without_it_nothing_is_acknowledged() {
+    let address = environment("WEIR_TEST_MQTT");
+    let (journal, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let copy_path = copy.path().to_string_lossy();
+    let topic = topic("second");
+    let more = [("journal.copies", "2"), ("journal.copy-path", &copy_path)];
+    let table = table(&format!("mqtt://{address}"), &topic, journal.path(), &more);
+    let (first, peer) = keeper();
+    let open = Open::with_second(&table, &peer).unwrap().ready();
+    send(&address, &topic, 0..1_000, 1);
+    assert!(open.numbers(1_000).into_iter().eq(0..1_000));
+    drop(first);
+    send(&address, &topic, 1_000..2_000, 1);
+    let error = open.failure();
+    assert_eq!(error.remedy, Remedy::NextGeneration, "{error}");
+    assert!(error.message.contains("process 1"), "{error}");
+    drop(open);
+    // What is on one disk only may be there; what is on both is equal.
+    let folders = [journal.path().join("0"), copy.path().join("0")];
+    let [here, there] = folders.each_ref().map(|folder| journaled(folder, &topic).len());
+    assert!((1_000..=here).contains(&there), "{here} here, {there} there");
+    let session = folders.each_ref().map(|folder| std::fs::read(folder.join("session")).unwrap());
+    assert!(session[0] == session[1] && !session[0].is_empty());
+
+    // A process that cannot be reached is no fault of the disk, nor of the job.
+    let error = Open::with_second(&table, &peer).err().unwrap();
+    assert_eq!(error.remedy, Remedy::NextGeneration, "{error}");
+    // The next set, without the first disk: what was not acknowledged comes again.
+    std::fs::remove_dir_all(journal.path()).unwrap();
+    let (_next, peer) = keeper();
+    let open = Open::with_second(&table, &peer).unwrap().ready();
+    let numbers: BTreeSet<i64> = open.numbers(2_000).into_iter().collect();
+    assert!(numbers.into_iter().eq(0..2_000));
+    assert_eq!(journaled_bytes(&folders[0]), journaled_bytes(&folders[1]));
+}
+
+/// All segments, byte by byte.
+fn journaled_bytes(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let segments = files.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+    let named = |path: &PathBuf| PathBuf::from(path.file_name().unwrap());
+    segments.map(|path| (named(&path), std::fs::read(path).unwrap())).collect()
+}
+
 #[test]
 fn passwords_are_checked_and_never_shown() {
     let url = format!("mqtt://{}", environment("WEIR_TEST_MQTT_PASSWORD"));
@@ -360,6 +427,57 @@ fn the_broker_of_the_demo_will_do() {
     assert_eq!(open.queues[0].report().1, None);
 }
 
+/// Messages a second, publishing these.
+fn rate(open: &Open, broker: &Mosquitto, numbers: Range<i64>) -> f64 {
+    let (address, all) = (format!("127.0.0.1:{}", broker.port), numbers.clone());
+    let count = numbers.end - numbers.start;
+    let begun = Instant::now();
+    let publisher = std::thread::spawn(move || {
+        let mut publisher = Publisher::connect(&address);
+        for n in all {
+            let filler = "x".repeat(135);
+            publisher.publish("t", format!("{{\"n\":{n},\"f\":\"{filler}\"}}").as_bytes(), 1);
+        }
+        publisher.finish();
+    });
+    assert!(open.numbers(usize::try_from(count).unwrap()).into_iter().eq(numbers));
+    let rate = count as f64 / begun.elapsed().as_secs_f64();
+    publisher.join().unwrap();
+    rate
+}
+
+/// What second copies cost, on one disk: here, and at another process.
+#[test]
+fn messages_per_second_with_two_copies() {
+    let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let broker = Mosquitto::start(folder.path(), "max_inflight_messages 5000");
+    let (keeper, peer) = keeper();
+    let mut rates = [const { Vec::new() }; 3];
+    for turn in 0..3 {
+        for (way, rates) in rates.iter_mut().enumerate() {
+            let path = |name: &str| journal.path().join(format!("{turn}-{way}-{name}"));
+            let copy = path("copy").display().to_string();
+            let copies = [("journal.copies", "2"), ("journal.copy-path", copy.as_str())];
+            let copies = if way == 0 { &[][..] } else { &copies };
+            let table = table(&broker.url(), "t", &path("first"), copies);
+            let open = match way {
+                2 => Open::with_second(&table, &peer).unwrap(),
+                _ => Open::of(&table),
+            };
+            rates.push(rate(&open.ready(), &broker, 0..30_000));
+        }
+    }
+    keeper.finish();
+    let [one, two, far] = rates.each_mut().map(|rates| {
+        rates.sort_by(f64::total_cmp);
+        rates[1]
+    });
+    let (here, there) = (two / one, far / one);
+    eprintln!("two copies beside one: {here:.2} here, {there:.2} at another process");
+    // A round trip on loopback is little beside an fsync.
+    assert!(far > two / 3.0, "{far:.0} a second beside {two:.0}");
+}
+
 #[test]
 fn messages_per_second() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -370,20 +488,7 @@ fn messages_per_second() {
         let broker = Mosquitto::start(folder.path(), settings);
         let path = journal.path().join(broker.port.to_string());
         let open = Open::of(&table(&broker.url(), "t", &path, &[])).ready();
-        let address = format!("127.0.0.1:{}", broker.port);
-        let count = 100_000;
-        let begun = Instant::now();
-        let publisher = std::thread::spawn(move || {
-            let mut publisher = Publisher::connect(&address);
-            for n in 0..count {
-                let filler = "x".repeat(135);
-                publisher.publish("t", format!("{{\"n\":{n},\"f\":\"{filler}\"}}").as_bytes(), 1);
-            }
-            publisher.finish();
-        });
-        assert!(open.numbers(count).into_iter().eq(0..count as i64));
-        let rate = count as f64 / begun.elapsed().as_secs_f64();
-        publisher.join().unwrap();
+        let rate = rate(&open, &broker, 0..100_000);
         eprintln!("150-byte messages a second with {window}: {rate:.0}");
         // Half of what a quiet machine reaches several times over: builds run beside the tests.
         assert!(rate > floor / 2.0, "{rate:.0} a second with {window}");
