@@ -6,6 +6,9 @@
 //! are lines of its standard output: that it is alive, what happens to its jobs, and that a source
 //! has more splits.
 //!
+//! Each child also keeps second copies of journals for the one before it (`journal/keeper.rs`), under
+//! a secret of the set, and ends only once nobody has a copy open any more.
+//!
 //! # Ends
 //! - A job that fails somewhere is ended everywhere; the other jobs go on.
 //! - A child that ends badly, or says nothing for 8 s, ends the set: the others are

@@ -10,13 +10,13 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use crate::helping::{Proxy, WEIR, cell, env, name, signal, until};
+use crate::helping::{Proxy, WEIR, cell, children, env, name, signal, until};
 
 /// In every script that has a place for one; it must never be seen.
 const PASSWORD: &str = "Zaunkoenig-77";
 
 /// A running `weir run`, ended with the value.
-struct Run {
+pub(crate) struct Run {
     child: Child,
     log: PathBuf,
 }
@@ -27,7 +27,7 @@ impl Run {
     }
 
     /// `command` is weir, or something that becomes weir.
-    fn of(mut command: Command, flags: &[&str], folder: &Path, sql: &str) -> Run {
+    pub(crate) fn of(mut command: Command, flags: &[&str], folder: &Path, sql: &str) -> Run {
         let script = folder.join("script.sql");
         fs::write(&script, sql).unwrap();
         let log = folder.join("log");
@@ -37,8 +37,13 @@ impl Run {
         Run { child, log }
     }
 
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
+    }
+
+    /// Its processes, once there are `count`.
+    pub(crate) fn processes(&self, count: usize) -> Vec<u32> {
+        children(self.child.id(), count)
     }
 
     fn ended(&mut self) -> ExitStatus {
@@ -69,7 +74,7 @@ impl Run {
     }
 
     /// Ctrl-C: it ends well.
-    fn interrupted(mut self) -> String {
+    pub(crate) fn interrupted(mut self) -> String {
         signal(self.child.id(), "-INT");
         let status = self.ended();
         let said = self.said();
@@ -119,7 +124,7 @@ fn files(folder: &Path, format: &str) -> String {
 }
 
 /// Files that close within a second or two.
-fn soon(folder: &Path) -> String {
+pub(crate) fn soon(folder: &Path) -> String {
     files(folder, "json") + ", 'sink.rolling-policy.rollover-interval' = '100 ms'"
 }
 
@@ -134,7 +139,7 @@ fn kafka(servers: &str, topic: &str, more: &str) -> String {
     )
 }
 
-fn mqtt(address: &str, topic: &str, journal: &Path, more: &str) -> String {
+pub(crate) fn mqtt(address: &str, topic: &str, journal: &Path, more: &str) -> String {
     let journal = journal.display();
     format!(
         "'connector' = 'mqtt', 'url' = 'mqtt://{address}', 'topic' = '{topic}', \
@@ -304,7 +309,7 @@ fn a_disk_that_fills_up_under_the_files() {
     assert!(said.contains("no space left") && said.contains("tmpdir"), "{said}");
 }
 
-fn publish(address: &str, topic: &str, lines: &str) {
+pub(crate) fn publish(address: &str, topic: &str, lines: &str) {
     let (host, port) = address.split_once(':').unwrap();
     let mut client = Command::new("mosquitto_pub")
         .args(["-h", host, "-p", port, "-q", "1", "-l", "-t", topic])

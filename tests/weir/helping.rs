@@ -31,6 +31,17 @@ pub(crate) fn signal(pid: u32, signal: &str) {
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
+/// The children of a process, once there are `count`.
+pub(crate) fn children(pid: u32, count: usize) -> Vec<u32> {
+    let mut found = Vec::new();
+    until("the processes", || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        found = text.unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        found.len() == count
+    });
+    found
+}
+
 /// A query's cells, asked of the database directly.
 pub(crate) fn cell(query: &str) -> String {
     let url = env("WEIR_TEST_POSTGRES");

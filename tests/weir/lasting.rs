@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::helping::{WEIR, signal, until};
+use crate::helping::{WEIR, children, signal, until};
 
 const ROWS: u64 = 24_000;
 
@@ -134,14 +134,7 @@ impl Run {
 
     /// Its processes, once there are `count`.
     fn processes(&self, count: usize) -> Vec<u32> {
-        let pid = self.child.id();
-        let mut found = Vec::new();
-        until("the processes", || {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-            found = text.unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-            found.len() == count
-        });
-        found
+        children(self.child.id(), count)
     }
 
     /// Waits for its end; exit code and standard output.

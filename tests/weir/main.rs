@@ -7,6 +7,7 @@
 
 mod bad_endings;
 mod checkpoints;
+mod copies;
 mod demo;
 mod discovery;
 mod first_light;

@@ -84,8 +84,9 @@ weir_connect::options! {
         /// Folder of the ingest journal, one folder a slot in it; `weir-journal/<table>`
         /// by default.
         pub journal_path: Option<String> = "journal.path", optional;
-        /// With 2, a message is acknowledged once it is on disk in 'journal.copy-path' too:
-        /// the loss of one of the two disks loses nothing.
+        /// With 2, a message is acknowledged once it is on disk in 'journal.copy-path' too, where
+        /// another process of the job writes it if there are several: the loss of one of the two
+        /// disks loses nothing.
         pub journal_copies: Copies = "journal.copies", default "1";
         /// Folder of the second copy, on another disk than 'journal.path'.
         pub journal_copy_path: Option<String> = "journal.copy-path", optional;
