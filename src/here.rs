@@ -7,20 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, ScopedJoinHandle};
-use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
 use weir_queries::JobPlan;
 
 use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News, Startable};
 use crate::lasting::{NextGeneration, Set};
+use crate::patience::patiently;
 use crate::report::JobReport;
 use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
 use crate::status::{Shown, Status};
-
-/// How long a server that is away is left alone before a generation is begun again.
-const PAUSE: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(10);
 
 /// Runs jobs in this process until they end. What goes wrong with one goes to `tell`.
 ///
@@ -93,7 +89,8 @@ impl Lane<'_> {
             }
             // Whoever still holds it holds the log that the next generation needs.
             self.shown.set(self.number, &[]);
-            match self.renew() {
+            // What may pass is waited for.
+            match patiently(self.stop, || start(self.plan.clone(), self.options)) {
                 None => return report,
                 Some(Ok(next)) => job = next,
                 Some(Err(trouble)) => {
@@ -144,23 +141,5 @@ impl Lane<'_> {
             News::Ended(ended) => report = ended,
         });
         (report, failed)
-    }
-
-    /// Begins the next generation of a job that ran until now: what may pass is waited for. None
-    /// where it is stopped meanwhile.
-    fn renew(&self) -> Option<Result<Startable, Trouble>> {
-        while !self.is_stopping() {
-            match start(self.plan.clone(), self.options) {
-                Err(trouble) if trouble.passing => {
-                    tracing::warn!("{}; trying again until it works", String::from(trouble));
-                    let began = Instant::now();
-                    while began.elapsed() < PAUSE && !self.is_stopping() {
-                        thread::sleep(LOOK);
-                    }
-                }
-                done => return Some(done),
-            }
-        }
-        None
     }
 }

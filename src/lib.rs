@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod lasting;
 mod logs;
 pub mod manual;
+mod patience;
 pub mod processes;
 pub mod report;
 pub mod run;

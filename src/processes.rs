@@ -6,8 +6,8 @@
 //! are lines of its standard output: that it is alive, what happens to its jobs, and that a source
 //! has more splits.
 //!
-//! Each child also keeps second copies of journals for the one before it (`journal/keeper.rs`), under
-//! a secret of the set, and ends only once nobody has a copy open any more.
+//! Each child also keeps second copies of journals for the one before it (`journal/keeper.rs`),
+//! under a secret of the set, and ends only once nobody has a copy open any more.
 //!
 //! # Ends
 //! - A job that fails somewhere is ended everywhere; the other jobs go on.

@@ -12,21 +12,18 @@
 //! jobs begin one after the other: a server that is away for one keeps those behind it waiting.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 use weir_engine::time::Epoch;
 use weir_queries::JobPlan;
 
 use crate::jobs::News;
 use crate::lasting::{NextGeneration, Set};
+use crate::patience::{PAUSE, patiently, pause_after, rest};
 use crate::processes::{Assigned, Processes, SetEnd};
 use crate::report::JobReport;
 use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
 
 /// How many generations may begin a job at one epoch.
 const TRIES: u32 = 3;
-/// The pause before a generation that begins where the one before did, and the longest.
-const PAUSE: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What has become of a job.
 #[derive(Default)]
@@ -184,7 +181,7 @@ impl All<'_> {
 }
 
 /// A job's next generation; `None` where it is stopped while it waits for one. After a loss what
-/// may pass is waited for: a server that is away must not turn a lost process into a lost job.
+/// may pass is waited for.
 fn next(
     plan: &JobPlan,
     same: usize,
@@ -196,23 +193,10 @@ fn next(
         let job = prepare(plan.clone(), options.epoch)?;
         return Ok(Some(Assigned { job, begun: None }));
     };
-    let mut tries = 0;
-    loop {
-        match begin(state, (plan.clone(), same), options, set) {
-            Ok(NextGeneration { job, begun, .. }) => {
-                return Ok(Some(Assigned { job, begun: Some(begun) }));
-            }
-            Err(trouble) if cause.is_some() && trouble.passing => {
-                tries += 1;
-                tracing::warn!("{}; trying again until it works", String::from(trouble));
-                rest(pause_after(tries + 1), stop);
-                if stop.load(Ordering::SeqCst) {
-                    return Ok(None);
-                }
-            }
-            Err(trouble) => return Err(trouble),
-        }
-    }
+    let next = || begin(state, (plan.clone(), same), options, set);
+    let begun = if cause.is_some() { patiently(stop, next) } else { Some(next()) };
+    let assigned = |NextGeneration { job, begun, .. }| Assigned { job, begun: Some(begun) };
+    begun.transpose().map(|next| next.map(assigned))
 }
 
 fn at_fault(job: &str, base: Option<Epoch>, cause: Option<&str>) -> Trouble {
@@ -232,22 +216,6 @@ fn reports(jobs: Vec<(JobPlan, usize, Standing)>) -> Vec<JobReport> {
     jobs.into_iter().map(report).collect()
 }
 
-/// How long to wait after so many attempts in a row: not at all after the first.
-fn pause_after(tries: u32) -> Duration {
-    match tries {
-        0 | 1 => Duration::ZERO,
-        more => (PAUSE * 2_u32.saturating_pow(more - 2)).min(PAUSE_MAX),
-    }
-}
-
-/// Waits, but not beyond a stop.
-fn rest(pause: Duration, stop: &AtomicBool) {
-    let began = Instant::now();
-    while began.elapsed() < pause && !stop.load(Ordering::SeqCst) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,11 +228,5 @@ mod tests {
         let mut job = Standing::default();
         let bases = [Some(1), Some(1), Some(2), Some(2), Some(2), Some(3)];
         assert!(bases.into_iter().all(|base| job.begins(base)));
-    }
-
-    #[test]
-    fn pauses_grow_to_a_limit() {
-        let pauses: Vec<u128> = (0..9).map(|tries| pause_after(tries).as_millis()).collect();
-        assert_eq!(pauses, [0, 0, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
     }
 }

@@ -43,8 +43,9 @@ use weir_engine::journal::{
     Disk, Folder, Journal, JournalError, Mirror, Remote, Replacing, SEGMENT_BYTES, SUFFIX, is_lost,
 };
 
-/// How long a journal that somebody has is waited for.
-const LOCKED_FOR: Duration = Duration::from_secs(2);
+/// How long a journal that somebody has is waited for: longer than children whose parent was killed
+/// may take to end.
+const LOCKED_FOR: Duration = Duration::from_secs(5);
 
 /// The manual of the options.
 pub fn options() -> Vec<OptionDoc> {

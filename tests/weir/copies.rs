@@ -1,5 +1,5 @@
-//! Second copies of MQTT journals in a set of processes, as a user has them: each process in turn is
-//! killed while messages come, and a disk of one is lost.
+//! Second copies of MQTT journals in a set of processes, as a user has them: each process in turn
+//! is killed while messages come, and a disk of one is lost.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

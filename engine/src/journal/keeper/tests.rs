@@ -1,3 +1,5 @@
+//! Keepers and those who call them, over real links; and a journal whose keeper dies.
+
 use super::super::JournalError;
 use super::super::simulated::{Simulated, Whims};
 use super::super::{Entry, Journal, Kind, Mirror, SUFFIX};
@@ -68,6 +70,21 @@ fn a_folder_is_one_callers_at_a_time() {
     drop(first);
     waits.join().unwrap().unwrap();
     keeper.finish();
+}
+
+#[test]
+fn a_keeper_ends_once_nobody_has_a_copy_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keeper, peer) = keeper();
+    keeper.finish();
+    let held = Remote::open(&peer, folder.path(), WAIT).unwrap();
+    thread::scope(|scope| {
+        let ends = scope.spawn(|| keeper.finish());
+        thread::sleep(WAIT);
+        assert!(!ends.is_finished());
+        drop(held);
+        ends.join().unwrap();
+    });
 }
 
 #[test]
