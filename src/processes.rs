@@ -6,8 +6,8 @@
 //! are lines of its standard output: that it is alive, what happens to its jobs, and that a source
 //! has more splits.
 //!
-//! Each child also keeps second copies of journals for the one before it (`journal/keeper.rs`),
-//! under a secret of the set, and ends only once nobody has a copy open any more.
+//! Each child also has the second copies of journals of the one before it (`journal/copies.rs`),
+//! under a secret of the set, and ends only once nobody has one open any more.
 //!
 //! # Ends
 //! - A job that fails somewhere is ended everywhere; the other jobs go on.
@@ -32,7 +32,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use weir_engine::flow::Cluster;
 use weir_engine::job::JobControl;
-use weir_engine::journal::{Keeper, Peer, new_secret};
+use weir_engine::journal::{CopyServer, Peer, new_secret};
 
 use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News};
@@ -70,8 +70,8 @@ struct Assignment {
     jobs: Vec<Assigned>,
     /// Addresses of all processes, by job.
     addresses: Vec<Vec<String>>,
-    /// All processes, as those that keep second copies of journals.
-    keepers: Vec<Peer>,
+    /// All processes, as those that have second copies of journals.
+    peers: Vec<Peer>,
     process: usize,
     set: Set,
     digest: bool,
@@ -144,16 +144,17 @@ impl Processes {
     /// # Errors
     /// A process cannot be started; no port is free.
     pub fn start(jobs: &[Assigned], options: &RunOptions, set: Set) -> Result<Processes, String> {
-        let addresses: Vec<Vec<String>> =
-            jobs.iter().map(|_| free_addresses(set.processes)).collect::<Result<_, _>>()?;
-        let keepers = keepers(set.processes)?;
+        let free = free_addresses(set.processes * (jobs.len() + 1))?;
+        let mut addresses: Vec<Vec<String>> =
+            free.chunks(set.processes).map(<[String]>::to_vec).collect();
+        let peers = peers(addresses.pop().unwrap_or_default())?;
         let (sender, news) = channel();
         let mut processes = Processes { running: Vec::new(), news };
         for process in 0..set.processes {
             let assignment = Assignment {
                 jobs: jobs.to_vec(),
                 addresses: addresses.clone(),
-                keepers: keepers.clone(),
+                peers: peers.clone(),
                 process,
                 set,
                 digest: options.digest,
@@ -246,13 +247,13 @@ impl Processes {
                 Ok(None) if one.heard.elapsed() > SILENCE_MAX => {
                     let seconds = SILENCE_MAX.as_secs();
                     let cause = format!("process {process} has said nothing for {seconds} s");
-                    return Some(self.lost(cause));
+                    return Some(self.lost(cause, false));
                 }
                 Ok(None) => {}
                 Ok(Some(status)) if status.success() => ended += 1,
                 Ok(Some(_)) | Err(_) => {
-                    let cause = self.first_cause();
-                    return Some(self.lost(cause));
+                    let (cause, passing) = self.first_cause();
+                    return Some(self.lost(cause, passing));
                 }
             }
         }
@@ -264,8 +265,9 @@ impl Processes {
         Some(SetEnd::Done)
     }
 
-    /// Why the first process ended that ended by itself.
-    fn first_cause(&mut self) -> String {
+    /// Why the first process ended that ended by itself, and whether none did: then it is the way
+    /// between them, or a disk that a second copy is on, and may be back.
+    fn first_cause(&mut self) -> (String, bool) {
         let began = Instant::now();
         loop {
             for (process, one) in self.running.iter_mut().enumerate() {
@@ -276,10 +278,16 @@ impl Processes {
                 if let Some(signal) = status.signal() {
                     let words = one.words();
                     let words = if words.is_empty() { words } else { format!(": {words}") };
-                    return format!("process {process} was ended by signal {signal}{words}");
+                    return (
+                        format!("process {process} was ended by signal {signal}{words}"),
+                        false,
+                    );
                 }
                 let code = status.code().unwrap_or_default();
-                return format!("process {process} ended with code {code}: {}", one.words());
+                return (
+                    format!("process {process} ended with code {code}: {}", one.words()),
+                    false,
+                );
             }
             if began.elapsed() > FIRST_CAUSE {
                 let mut said = Vec::new();
@@ -289,15 +297,16 @@ impl Processes {
                     }
                 }
                 let said = said.join("; ");
-                return format!("processes have lost their connection to each other: {said}");
+                let lost = format!("processes have lost their connection to each other: {said}");
+                return (lost, true);
             }
             thread::sleep(LOOK);
         }
     }
 
-    fn lost(&mut self, cause: String) -> SetEnd {
+    fn lost(&mut self, why: String, passing: bool) -> SetEnd {
         self.kill();
-        SetEnd::Lost { why: cause, passing: false }
+        SetEnd::Lost { why, passing }
     }
 
     fn kill(&mut self) {
@@ -344,12 +353,11 @@ fn free_addresses(count: usize) -> Result<Vec<String>, String> {
     held.iter().map(|l| l.local_addr().map(|a| a.to_string()).map_err(|e| e.to_string())).collect()
 }
 
-/// Where the processes of a set are to keep second copies, under a secret that only they know.
-fn keepers(count: usize) -> Result<Vec<Peer>, String> {
+/// The processes of a set at these addresses, under a secret that only they know.
+fn peers(addresses: Vec<String>) -> Result<Vec<Peer>, String> {
     let secret = new_secret().map_err(|e| format!("no secret for a set of processes: {e}"))?;
-    let addresses = free_addresses(count)?.into_iter().enumerate();
     let peer = |(process, address)| Peer { process, address, secret: secret.clone() };
-    Ok(addresses.map(peer).collect())
+    Ok(addresses.into_iter().enumerate().map(peer).collect())
 }
 
 fn start(assignment: &Assignment, news: &Sender<(usize, Said)>) -> Result<Running, String> {
@@ -474,13 +482,14 @@ fn run_child() -> Result<(), Trouble> {
             thread::sleep(ALIVE);
         }
     });
-    let Assignment { jobs, addresses, keepers, process, set, digest, state } = assignment;
-    let keeper = Keeper::start(&keepers[process].address, &keepers[process].secret)
-        .map_err(|e| Trouble::new(format!("cannot listen at {}: {e}", keepers[process].address)))?;
-    let second = keepers.get((process + 1) % set.processes).filter(|_| set.processes > 1);
+    let Assignment { jobs, addresses, peers, process, set, digest, state } = assignment;
+    let Peer { address, secret, .. } = &peers[process];
+    let copies = CopyServer::start(address, secret)
+        .map_err(|e| Trouble::new(format!("cannot listen at {address}: {e}")))?;
+    let next = peers.get((process + 1) % set.processes).filter(|_| set.processes > 1);
     let cluster = |addresses| {
-        let (threads, second) = (set.workers, second.cloned());
-        Cluster { threads, process, addresses, second }
+        let (threads, second_copy) = (set.workers, next.cloned());
+        Cluster { threads, process, addresses, second_copy }
     };
     let clusters: Vec<Cluster> = addresses.into_iter().map(cluster).collect();
     let mut startable = Vec::new();
@@ -510,7 +519,7 @@ fn run_child() -> Result<(), Trouble> {
             say(&Said::News { job, news });
         },
     );
-    keeper.finish();
+    copies.finish();
     Ok(())
 }
 

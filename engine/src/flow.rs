@@ -55,19 +55,19 @@ pub struct Cluster {
     pub process: usize,
     /// Addresses of all processes; at most one means that this process is alone.
     pub addresses: Vec<String>,
-    /// The process that keeps second copies of journals for this one, if there is another.
-    pub second: Option<Peer>,
+    /// The process that has the second copies of this one's journals, if there is another.
+    pub second_copy: Option<Peer>,
 }
 
-/// Where a worker is.
+/// A worker's process.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
-    /// How many workers its process has.
+pub(crate) struct Host {
+    /// How many workers it has.
     pub(crate) threads: usize,
     /// Whether no other process has any.
     pub(crate) alone: bool,
-    /// The process that keeps second copies for its process.
-    pub(crate) second: Option<Peer>,
+    /// The process that has the second copies of its journals.
+    pub(crate) second_copy: Option<Peer>,
 }
 
 impl Cluster {
@@ -128,11 +128,11 @@ impl Placed {
         graph: Graph,
         job: &JobInput,
         control: &Arc<JobControl>,
-        place: &Place,
+        host: &Host,
     ) -> Placed {
         let dataflow = worker.next_dataflow_index();
-        let driver = install::install(worker, graph, job, control, place);
-        control.is_built(place.threads.max(1));
+        let driver = install::install(worker, graph, job, control, host);
+        control.is_built(host.threads.max(1));
         Placed { dataflow, driver, control: control.clone() }
     }
 
@@ -182,9 +182,9 @@ pub fn run(
         };
         // A panic must not leave the other workers waiting: it fails the job like any other cause.
         let steps = AssertUnwindSafe(|| {
-            let second = set.second.clone();
-            let place = Place { threads: set.threads, alone: set.is_alone(), second };
-            let placed = Placed::build(worker, graph, &job, &shared, &place);
+            let second_copy = set.second_copy.clone();
+            let host = Host { threads: set.threads, alone: set.is_alone(), second_copy };
+            let placed = Placed::build(worker, graph, &job, &shared, &host);
             while placed.step(worker, PARK) {}
         });
         if let Err(panic) = catch_unwind(steps) {

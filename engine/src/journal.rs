@@ -30,13 +30,13 @@
 //! A disk that loses the very last synced entries, with nothing written after them, looks like a
 //! torn tail; as does one that loses whole segments at the end. It survives the process and the
 //! machine's power; the loss of a disk where there are two ([`Mirror`]), the second of which may be
-//! another process's ([`Keeper`]).
+//! another process's ([`CopyServer`]).
 
 mod bucket;
+mod copies;
 mod crc;
 pub(crate) use crc::crc32c;
 mod disk;
-mod keeper;
 mod mirror;
 mod reader;
 mod record;
@@ -50,8 +50,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use bucket::Bucket;
+pub use copies::{CopyServer, Peer, Remote, is_lost, new_secret};
 pub use disk::{Disk, Folder, Replacing};
-pub use keeper::{Keeper, Peer, Remote, is_lost, new_secret};
 pub use mirror::{Mended, Mirror};
 pub use reader::Reader;
 pub use record::{Entry, Kind, Record};
@@ -119,6 +119,13 @@ pub enum JournalError {
         /// The file's name.
         file: String,
     },
+}
+
+impl JournalError {
+    /// Whether it says that the process with the second copy is out of reach: see [`is_lost`].
+    pub fn is_lost(&self) -> bool {
+        matches!(self, JournalError::Io { source, .. } if is_lost(source))
+    }
 }
 
 /// A segment as far as it is durable.

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use crate::connector::ConnectorError;
+use crate::connector::{ConnectorError, Remedy};
 use crate::journal::Peer;
 use crate::rows::{Origin, SplitId, sliced_bytes};
 use crate::time::Millis;
@@ -293,7 +293,7 @@ pub struct SplitQueue {
     worker: Mutex<Option<Wake>>,
     wanted: AtomicBool,
     known: AtomicBool,
-    second: OnceLock<Peer>,
+    second_copy: OnceLock<Peer>,
     at_end: AtomicBool,
     connected: AtomicBool,
     lag_rows: AtomicU64,
@@ -329,7 +329,7 @@ impl SplitQueue {
             room: Condvar::new(),
             worker: Mutex::new(None),
             known: AtomicBool::new(start != Start::Beginning),
-            second: OnceLock::new(),
+            second_copy: OnceLock::new(),
             at_end: AtomicBool::new(false),
             connected: AtomicBool::new(true),
             lag_rows: AtomicU64::new(0),
@@ -412,14 +412,15 @@ impl SplitQueue {
         self.known.load(Ordering::Relaxed)
     }
 
-    /// This process keeps second copies for the one that reads the split.
-    pub fn set_second(&self, peer: Peer) {
-        self.second.get_or_init(|| peer);
+    /// What its reader keeps of it on this machine is to have its second copy there. Which process
+    /// that is depends on where the split is read.
+    pub fn set_second_copy(&self, peer: Peer) {
+        self.second_copy.get_or_init(|| peer);
     }
 
-    /// The process that keeps second copies for this one; `None` where it is alone.
-    pub fn second(&self) -> Option<&Peer> {
-        self.second.get()
+    /// The process that has the second copy; `None` where there is no other.
+    pub fn second_copy(&self) -> Option<&Peer> {
+        self.second_copy.get()
     }
 
     /// The least offset that is needed, where that is known: a reader that can begin there saves
@@ -579,10 +580,11 @@ impl SplitQueue {
         state.finished && state.chunks.is_empty()
     }
 
-    /// The failure, once what was read before it has been taken.
+    /// The failure, once what was read before it has been taken: at once where all is read again.
     pub fn failure(&self) -> Option<ConnectorError> {
         let state = self.lock();
-        if state.chunks.is_empty() { state.failed.clone() } else { None }
+        let again = |error: &ConnectorError| error.remedy == Remedy::NextGeneration;
+        state.failed.clone().filter(|error| state.chunks.is_empty() || again(error))
     }
 
     /// At its end, and connected.

@@ -9,8 +9,8 @@
 //! With QoS 1 every message that the broker saw acknowledged is in the journal, and every message
 //! in the journal becomes a row, or a bad row. After a restart the journal is read from its
 //! beginning: nothing acknowledged is lost, rows may come twice. It survives the process, and
-//! the disk where there are two copies. Where the job has several processes, the second copy is
-//! kept by another one than the slot's: the process after it.
+//! the disk where there are two copies. Where the job has several processes, another one than the
+//! slot's has the second copy: the process after it.
 //!
 //! # Limits
 //! Until checkpoints say what is no longer needed, a journal only grows, up to `journal.bytes-max`;
@@ -115,7 +115,7 @@ impl Source for Mqtt {
             None => "survives a process, not a machine",
             Some(_) => {
                 "survives a process and the loss of one of two disks, not a machine; with several \
-                 processes the second copy is kept by another one than the slot's"
+                 processes another one than the slot's has the second copy"
             }
         };
         if self.client.qos == 0 {
@@ -137,8 +137,8 @@ impl Mqtt {
         let client = &self.client;
         let path = client.journal_path.join(slot.to_string());
         let cannot = |e: &dyn std::fmt::Display| unusable(client, &path, e);
-        let copies = copies(client, &queue, &path)?;
-        let disk = disk(client, &copies)?;
+        let folders = folders(client, &queue, &path)?;
+        let disk = disk(client, &folders)?;
         let journal = Journal::open(disk, &filter, SEGMENT_BYTES).map_err(|e| match e {
             JournalError::Label { .. } => ConnectorError::reconfigure(format!(
                 "table `{}`, {}: {e}",
@@ -146,11 +146,11 @@ impl Mqtt {
                 path.display()
             ))
             .hint("its slots have changed: set another 'journal.path', or remove the folder"),
-            JournalError::Io { source, .. } if is_lost(&source) => lost_process(client, &source),
+            e if e.is_lost() => lost_copy(client, &e),
             e => cannot(&e),
         })?;
         let identity =
-            Identity::open(client, copies, slot).map_err(|e| of_disk(client, &path, &e))?;
+            Identity::open(client, folders, slot).map_err(|e| of_disk(client, &path, e))?;
         let decoder = self.columns.decoder(client.json).map_err(|e| cannot(&e))?;
         let shared = Arc::new(Shared::default());
         let first = journal.bounds().0;
@@ -189,50 +189,52 @@ impl Mqtt {
 }
 
 /// A folder that a slot's journal is in, of this machine or of another process's.
-struct Copy {
-    folder: Arc<dyn Replacing>,
+struct SlotFolder {
+    disk: Arc<dyn Replacing>,
     /// For people.
     name: String,
 }
 
 /// The folders of a slot.
-fn copies(client: &Client, queue: &SplitQueue, path: &Path) -> Result<Vec<Copy>, ConnectorError> {
-    let here = |path: &Path| -> Result<Copy, ConnectorError> {
-        let folder =
-            Folder::open_within(path, LOCKED_FOR).map_err(|e| of_disk(client, path, &e))?;
-        Ok(Copy { folder: Arc::new(folder), name: path.display().to_string() })
+fn folders(
+    client: &Client,
+    queue: &SplitQueue,
+    path: &Path,
+) -> Result<Vec<SlotFolder>, ConnectorError> {
+    let here = |path: &Path| -> Result<SlotFolder, ConnectorError> {
+        let disk = Folder::open_within(path, LOCKED_FOR).map_err(|e| of_disk(client, path, e))?;
+        Ok(SlotFolder { disk: Arc::new(disk), name: path.display().to_string() })
     };
-    let mut copies = vec![here(path)?];
+    let mut folders = vec![here(path)?];
     let slot = queue.split.number.to_string();
     if let Some(path) = client.journal_copy_path.as_ref().map(|path| path.join(slot)) {
-        copies.push(match queue.second() {
+        folders.push(match queue.second_copy() {
             None => here(&path)?,
             Some(peer) => {
                 let path = std::path::absolute(&path).unwrap_or(path);
-                let folder = Remote::open(peer, &path, LOCKED_FOR)
-                    .map_err(|e| of_disk(client, &path, &e))?;
-                let name = format!("{} of process {}", path.display(), peer.process);
-                Copy { folder: Arc::new(folder), name }
+                let disk =
+                    Remote::open(peer, &path, LOCKED_FOR).map_err(|e| of_disk(client, &path, e))?;
+                let name = disk.name().to_owned();
+                SlotFolder { disk: Arc::new(disk), name }
             }
         });
     }
-    Ok(copies)
+    Ok(folders)
 }
 
 /// The disk of a slot's journal, or two as one.
-fn disk(client: &Client, copies: &[Copy]) -> Result<Arc<dyn Disk>, ConnectorError> {
-    let disk = |copy: &Copy| -> Arc<dyn Disk> { copy.folder.clone() };
-    let [first, second] = copies else { return Ok(disk(&copies[0])) };
-    let (mirror, mended) =
-        Mirror::open([disk(first), disk(second)], SUFFIX).map_err(|e| match is_lost(&e) {
-            true => lost_process(client, &e),
-            false => {
-                let what = format!("its two copies cannot be compared: {e}");
-                unusable(client, Path::new(&first.name), &what)
-            }
-        })?;
+fn disk(client: &Client, folders: &[SlotFolder]) -> Result<Arc<dyn Disk>, ConnectorError> {
+    let disk = |folder: &SlotFolder| -> Arc<dyn Disk> { folder.disk.clone() };
+    let [first, second] = folders else { return Ok(disk(&folders[0])) };
+    let (mirror, mended) = Mirror::open([disk(first), disk(second)], SUFFIX).map_err(|error| {
+        if is_lost(&error) {
+            return lost_copy(client, &error);
+        }
+        let what = format!("its two copies cannot be compared: {error}");
+        unusable(client, Path::new(&first.name), &what)
+    })?;
     if let Some(mended) = mended {
-        let folder = &copies[mended.disk].name;
+        let folder = &folders[mended.disk].name;
         let (table, bytes) = (&client.table, mended.bytes);
         tracing::warn!(table, folder, bytes, "this copy of the journal was behind: made whole");
     }
@@ -240,16 +242,16 @@ fn disk(client: &Client, copies: &[Copy]) -> Result<Arc<dyn Disk>, ConnectorErro
 }
 
 /// What is wrong with a folder.
-fn of_disk(client: &Client, path: &Path, error: &io::Error) -> ConnectorError {
+fn of_disk(client: &Client, path: &Path, error: io::Error) -> ConnectorError {
     match error.kind() {
-        _ if is_lost(error) => lost_process(client, error),
+        _ if is_lost(&error) => lost_copy(client, &error),
         io::ErrorKind::WouldBlock => in_use(client, path),
-        _ => unusable(client, path, error),
+        _ => unusable(client, path, &error),
     }
 }
 
 /// The second copy is out of reach.
-fn lost_process(client: &Client, error: &io::Error) -> ConnectorError {
+fn lost_copy(client: &Client, error: &dyn std::fmt::Display) -> ConnectorError {
     let message = format!("journal of table `{}`: {error}", client.table);
     ConnectorError::new(Remedy::NextGeneration, message)
 }

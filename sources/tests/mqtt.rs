@@ -18,7 +18,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use server::{Mosquitto, Publisher, environment, table, until};
 use weir_engine::connector::{ConnectorError, Remedy, TableSpec};
-use weir_engine::journal::{Disk, Folder, Journal, Keeper, Peer, SEGMENT_BYTES, new_secret};
+use weir_engine::journal::{CopyServer, Disk, Folder, Journal, Peer, SEGMENT_BYTES, new_secret};
 use weir_engine::source::{Chunk, QUEUE_BYTES_MAX, SourceHandle, SplitQueue};
 
 /// A source that is open, and its queues.
@@ -41,7 +41,7 @@ impl Open {
             .into_iter()
             .map(|split| SplitQueue::bounded(split, QUEUE_BYTES_MAX))
             .collect();
-        queues.iter().for_each(|queue| queue.set_second(second.clone()));
+        queues.iter().for_each(|queue| queue.set_second_copy(second.clone()));
         let handle = source.open(queues.clone())?;
         Ok(Open { queues, _handle: handle })
     }
@@ -282,11 +282,11 @@ fn a_reader_that_goes_on_waits_for_its_broker() {
     assert!(next.report().1.unwrap().starts_with("trying to reach MQTT broker"));
 }
 
-/// A process of a set, as one that keeps copies.
-fn keeper() -> (Keeper, Peer) {
+/// A process of a set, as one that has second copies.
+fn other() -> (CopyServer, Peer) {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let secret = new_secret().unwrap();
-    (Keeper::start(&address, &secret).unwrap(), Peer { process: 1, address, secret })
+    (CopyServer::start(&address, &secret).unwrap(), Peer { process: 1, address, secret })
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn the_second_copy_is_another_processs_and_without_it_nothing_is_acknowledged() 
     let topic = topic("second");
     let more = [("journal.copies", "2"), ("journal.copy-path", &copy_path)];
     let table = table(&format!("mqtt://{address}"), &topic, journal.path(), &more);
-    let (first, peer) = keeper();
+    let (first, peer) = other();
     let open = Open::with_second(&table, &peer).unwrap().ready();
     send(&address, &topic, 0..1_000, 1);
     assert!(open.numbers(1_000).into_iter().eq(0..1_000));
@@ -319,7 +319,7 @@ fn the_second_copy_is_another_processs_and_without_it_nothing_is_acknowledged() 
     assert_eq!(error.remedy, Remedy::NextGeneration, "{error}");
     // The next set, without the first disk: what was not acknowledged comes again.
     std::fs::remove_dir_all(journal.path()).unwrap();
-    let (_next, peer) = keeper();
+    let (_next, peer) = other();
     let open = Open::with_second(&table, &peer).unwrap().ready();
     let numbers: BTreeSet<i64> = open.numbers(2_000).into_iter().collect();
     assert!(numbers.into_iter().eq(0..2_000));
@@ -451,7 +451,7 @@ fn rate(open: &Open, broker: &Mosquitto, numbers: Range<i64>) -> f64 {
 fn messages_per_second_with_two_copies() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let broker = Mosquitto::start(folder.path(), "max_inflight_messages 5000");
-    let (keeper, peer) = keeper();
+    let (copies_there, peer) = other();
     let mut rates = [const { Vec::new() }; 3];
     for turn in 0..3 {
         for (way, rates) in rates.iter_mut().enumerate() {
@@ -467,7 +467,7 @@ fn messages_per_second_with_two_copies() {
             rates.push(rate(&open.ready(), &broker, 0..30_000));
         }
     }
-    keeper.finish();
+    copies_there.finish();
     let [one, two, far] = rates.each_mut().map(|rates| {
         rates.sort_by(f64::total_cmp);
         rates[1]

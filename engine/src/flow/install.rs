@@ -23,7 +23,7 @@ use super::lifted::{FactsStream, RowsStream};
 use super::reading::{Reading, ids, planned_batch};
 use super::recorded::recorded;
 use super::sink::{SinkInputs, SinkParts, attach};
-use super::{JobInput, Place};
+use super::{Host, JobInput};
 use crate::cut::{CutPart, CutState, SourcePlan, SplitFacts, SplitState};
 use crate::graph::{Edge, Exchange, Graph, Node, Outlet, SourceNode, dead_letter_schema};
 use crate::job::JobControl;
@@ -47,7 +47,7 @@ pub(crate) fn install(
     graph: Graph,
     job: &JobInput,
     control: &Arc<JobControl>,
-    at: &Place,
+    host: &Host,
 ) -> Rc<RefCell<Driver>> {
     let (index, peers) = (worker.index(), worker.peers());
     let used = used_edges(&graph);
@@ -57,7 +57,7 @@ pub(crate) fn install(
         known.resume(&loaded.manifest);
     }
     let known = Rc::new(RefCell::new(known));
-    let sources = open_sources(&nodes, job, control, at, (index, peers));
+    let sources = open_sources(&nodes, job, control, host, (index, peers));
     let driver = Driver::start(index, job.policy, control.clone(), known.clone(), sources);
     let driver = Rc::new(RefCell::new(driver));
     let shared_driver = driver.clone();
@@ -69,7 +69,7 @@ pub(crate) fn install(
         let memory = control.keep_cuts();
         let shared = CutParts { known, driver: activator, control: control.clone(), names, memory };
         let facts = resolve(made.parts, shared);
-        let memory = control.memory().filter(|_| !at.alone);
+        let memory = control.memory().filter(|_| !host.alone);
         let recorded = memory.map(|memory| recorded(facts.clone(), memory));
         let mut built = Built {
             streams: made.streams,
@@ -183,7 +183,7 @@ fn open_sources(
     nodes: &[(usize, Arc<SourceNode>)],
     job: &JobInput,
     control: &Arc<JobControl>,
-    at: &Place,
+    host: &Host,
     (index, peers): (usize, usize),
 ) -> Vec<SourceRuntime> {
     let now = control.clock.now();
@@ -205,8 +205,8 @@ fn open_sources(
             if control.goes_on() {
                 queue.set_known();
             }
-            if let Some(peer) = &at.second {
-                queue.set_second(peer.clone());
+            if let Some(peer) = &host.second_copy {
+                queue.set_second_copy(peer.clone());
             }
             queue
         };

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::Disk;
+use super::{Disk, is_lost};
 
 /// Bytes that are copied at once.
 const COPY_BYTES: usize = 1 << 20;
@@ -66,8 +66,16 @@ impl Mirror {
 
     fn both(&self, act: impl Fn(&dyn Disk) -> io::Result<()>) -> io::Result<()> {
         // Also on the second where the first refuses: what is taken back is taken back on both.
-        let done = self.disks.each_ref().map(|disk| act(&**disk));
-        done.into_iter().collect()
+        worst(self.disks.each_ref().map(|disk| act(&**disk)))
+    }
+}
+
+/// What comes of two: the first error, but that a disk is lost counts before what the other one
+/// says. It needs another answer.
+fn worst(done: [io::Result<()>; 2]) -> io::Result<()> {
+    match done {
+        [_, Err(second)] if is_lost(&second) => Err(second),
+        [first, second] => first.and(second),
     }
 }
 
@@ -169,7 +177,7 @@ impl Disk for Mirror {
             let other = scope.spawn(|| second.sync(name));
             let done = first.sync(name);
             let panicked = |_| Err(io::Error::other("the thread of the second disk panicked"));
-            done.and(other.join().unwrap_or_else(panicked))
+            worst([done, other.join().unwrap_or_else(panicked)])
         })
     }
 
@@ -186,7 +194,15 @@ impl Disk for Mirror {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.both(|disk| disk.remove(name))
+        let done = self.disks.each_ref().map(|disk| disk.remove(name));
+        let is_missing = |done: &io::Result<()>| {
+            done.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        };
+        if done.iter().all(is_missing) {
+            return worst(done);
+        }
+        // One that had it no more did its part when the other refused.
+        worst(done.map(|done| if is_missing(&done) { Ok(()) } else { done }))
     }
 }
 
@@ -290,6 +306,65 @@ mod tests {
             let all = entries(&journal).expect("sound records");
             assert!(kept.iter().all(|entry| all.contains(entry)));
             assert_eq!(open(&disks).1, None, "both are equal now");
+        }
+    }
+
+    /// A disk that refuses removals for a while.
+    struct Stubborn(Arc<Simulated>, std::sync::atomic::AtomicBool);
+
+    impl Disk for Stubborn {
+        fn list(&self) -> io::Result<Vec<(String, u64)>> {
+            self.0.list()
+        }
+        fn create(&self, name: &str) -> io::Result<()> {
+            self.0.create(name)
+        }
+        fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+            self.0.append(name, bytes)
+        }
+        fn sync(&self, name: &str) -> io::Result<()> {
+            self.0.sync(name)
+        }
+        fn sync_names(&self) -> io::Result<()> {
+            self.0.sync_names()
+        }
+        fn read(&self, name: &str, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
+            self.0.read(name, at, bytes)
+        }
+        fn truncate(&self, name: &str, size: u64) -> io::Result<()> {
+            self.0.truncate(name, size)
+        }
+        fn remove(&self, name: &str) -> io::Result<()> {
+            match self.1.load(std::sync::atomic::Ordering::Relaxed) {
+                true => Err(io::ErrorKind::ResourceBusy.into()),
+                false => self.0.remove(name),
+            }
+        }
+    }
+
+    #[test]
+    fn a_removal_that_one_disk_refused_is_done_the_next_time() {
+        for stubborn in 0..2 {
+            let disks = [(); 2].map(|()| Arc::new(Simulated::default()));
+            let refusing = Arc::new(Stubborn(disks[stubborn].clone(), true.into()));
+            let mut both = disks.each_ref().map(|disk| disk.clone() as Arc<dyn Disk>);
+            both[stubborn] = refusing.clone();
+            let (mirror, _) = Mirror::open(both, SUFFIX).unwrap();
+            let mut journal = Journal::open(Arc::new(mirror), "test", SEGMENT).unwrap();
+            let payload = [b'x'; 100];
+            let entry = Entry { arrival: 0, kind: Kind::Message, topic: "t", payload: &payload };
+            for _ in 0..12 {
+                journal.append(&entry).unwrap();
+                journal.sync().unwrap();
+            }
+            let segments = || disks.each_ref().map(|disk| disk.list().unwrap().len());
+            let before = segments();
+            assert!(before[0] > 2 && before[0] == before[1], "{before:?}");
+            let end = journal.bounds().1;
+            assert!(journal.trim(end).is_err());
+            refusing.1.store(false, std::sync::atomic::Ordering::Relaxed);
+            journal.trim(end).unwrap();
+            assert_eq!(segments(), [1, 1]);
         }
     }
 }

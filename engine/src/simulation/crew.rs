@@ -13,7 +13,7 @@ use timely::communication::{Allocator, WorkerGuards, initialize_from};
 use timely::worker::Worker;
 
 use super::fate::lock;
-use crate::flow::{JobInput, Place, Placed};
+use crate::flow::{Host, JobInput, Placed};
 use crate::graph::Graph;
 use crate::job::JobControl;
 
@@ -29,7 +29,7 @@ pub(super) struct Seat {
     pub(super) control: Arc<JobControl>,
     pub(super) graph: Box<dyn Fn(usize) -> Graph + Send>,
     pub(super) job: JobInput,
-    pub(super) place: Place,
+    pub(super) host: Host,
 }
 
 /// One worker, as the scheduler sees it.
@@ -59,8 +59,8 @@ impl Desk {
         match placed {
             None => {
                 let graph = (seat.graph)(worker.peers());
-                let Seat { job, control, place, .. } = seat;
-                *placed = Some(Placed::build(worker, graph, job, control, place));
+                let Seat { job, control, host, .. } = seat;
+                *placed = Some(Placed::build(worker, graph, job, control, host));
                 true
             }
             Some(placed) => placed.step(worker, Duration::ZERO),

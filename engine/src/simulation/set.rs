@@ -14,7 +14,7 @@ use super::runner::{Runner, Slot};
 use super::shelf::{Shelf, Shelved};
 use super::table::{Table, TableSink};
 use crate::clock::Clock;
-use crate::flow::{EpochPolicy, JobInput, Place};
+use crate::flow::{EpochPolicy, Host, JobInput};
 use crate::graph::{Exchange, Graph, Sharding, SinkNode, SourceNode, SourceTime};
 use crate::job::JobControl;
 use crate::source::Source;
@@ -147,7 +147,7 @@ impl Set {
             let job = outside.job(&runner);
             let graph = Box::new(move |workers| outside.graph(&runner, workers));
             let control = process.control.clone()?;
-            Some(Seat { control, graph, job, place: Place { threads, alone, second: None } })
+            Some(Seat { control, graph, job, host: Host { threads, alone, second_copy: None } })
         };
         let seats = (0..processes.len() * threads).filter_map(seat).collect();
         let crew = Crew::start(seats, bytes)?;

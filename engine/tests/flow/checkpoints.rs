@@ -99,7 +99,7 @@ fn run_on(
         let job = JobInput { policy, splits: vec![Numbers.splits().unwrap()] };
         let theirs = written.clone();
         let cluster =
-            Cluster { threads: workers, process, addresses: addresses.clone(), second: None };
+            Cluster { threads: workers, process, addresses: addresses.clone(), second_copy: None };
         std::thread::spawn(move || {
             run(&cluster, job, &control, move |_| Ok(graph(true, false, &theirs))).unwrap();
         })

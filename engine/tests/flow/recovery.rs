@@ -161,7 +161,7 @@ fn no_process_commits_what_another_has_not_on_disk() {
         let job = JobInput { policy: LIVE, splits: vec![Numbers.splits().unwrap()] };
         let (theirs, addresses) = (written.clone(), addresses.clone());
         std::thread::spawn(move || {
-            let cluster = Cluster { threads: 1, process, addresses, second: None };
+            let cluster = Cluster { threads: 1, process, addresses, second_copy: None };
             run(&cluster, job, &control, move |_| Ok(graph(false, false, &theirs)))
         })
     };

@@ -23,7 +23,7 @@ use super::connection::{Connection, Heard, READ_TIME, lost, stranger};
 use super::inbox::Batch;
 use super::options::Client;
 use super::packet::{self, Malformed, Protocol};
-use super::{Copy, lost_process};
+use super::{SlotFolder, lost_copy};
 use weir_engine::journal::{Journal, JournalError, is_lost};
 
 const BREAK_TIME: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(super) struct Shared {
 /// What the broker and this slot know of each other, kept beside the journal.
 pub(super) struct Identity {
     /// In each of them it is kept.
-    copies: Vec<Copy>,
+    folders: Vec<SlotFolder>,
     client_id: String,
     /// Filter and QoS that were subscribed, if the broker confirmed it.
     subscribed: Option<String>,
@@ -54,11 +54,15 @@ pub(super) struct Identity {
 
 impl Identity {
     /// Reads it from the slot's folders, or makes it.
-    pub(super) fn open(client: &Client, copies: Vec<Copy>, slot: u64) -> io::Result<Identity> {
+    pub(super) fn open(
+        client: &Client,
+        folders: Vec<SlotFolder>,
+        slot: u64,
+    ) -> io::Result<Identity> {
         let mut kept = String::new();
-        for copy in &copies {
+        for folder in &folders {
             let mut bytes = vec![0; IDENTITY_BYTES_MAX];
-            match copy.folder.read(IDENTITY, 0, &mut bytes) {
+            match folder.disk.read(IDENTITY, 0, &mut bytes) {
                 Ok(read) if kept.is_empty() => {
                     bytes.truncate(read);
                     kept = String::from_utf8(bytes).map_err(io::Error::other)?;
@@ -80,7 +84,7 @@ impl Identity {
         };
         // Another id is another session.
         let subscribed = subscribed.filter(|_| kept_id.as_ref() == Some(&client_id));
-        let identity = Identity { copies, client_id, subscribed };
+        let identity = Identity { folders, client_id, subscribed };
         identity.keep()?;
         Ok(identity)
     }
@@ -89,7 +93,7 @@ impl Identity {
         let text =
             format!("{}\n{}", self.client_id, self.subscribed.as_deref().unwrap_or_default());
         let text = text.trim_end().as_bytes();
-        self.copies.iter().try_for_each(|copy| copy.folder.replace(IDENTITY, text))
+        self.folders.iter().try_for_each(|folder| folder.disk.replace(IDENTITY, text))
     }
 
     fn subscribed(&mut self, what: &str) -> io::Result<()> {
@@ -106,6 +110,8 @@ impl Identity {
 struct Notices {
     session: Option<String>,
     journal: Option<String>,
+    /// Why nothing is trimmed; for the log alone.
+    trim: Option<String>,
     cut: Option<String>,
 }
 
@@ -203,7 +209,10 @@ impl Receiver {
                 connection.close();
                 return End::Stopped;
             }
-            let full = self.watch_size(&mut notices);
+            let full = match self.watch_size(&mut notices) {
+                Ok(full) => full,
+                Err(e) => return End::Lost(e),
+            };
             if let Err(e) = connection.probe(full) {
                 return End::Lost(self.lost(&e));
             }
@@ -318,7 +327,7 @@ impl Receiver {
         let wanted = self.wanted();
         self.identity.subscribed(&wanted).map_err(|e| {
             if is_lost(&e) {
-                return lost_process(&self.client, &e);
+                return lost_copy(&self.client, &e);
             }
             let path = self.client.journal_path.display();
             let message = format!("cannot write `{IDENTITY}` of slot {} in {path}: {e}", self.slot);
@@ -368,11 +377,19 @@ impl Receiver {
         format!("{n} messages larger than 'packet.bytes-max' ({limit} bytes) are bad rows")
     }
 
-    /// Says when the journal nears its limit; whether it has reached it.
-    fn watch_size(&mut self, notices: &mut Notices) -> bool {
-        if let Err(error) = self.journal.trim(self.shared.needed_from.load(Ordering::Relaxed)) {
-            // What stays does no harm, and is tried again.
-            tracing::warn!(table = self.client.table, slot = self.slot, %error, "not trimmed");
+    /// Trims the journal, and says when it nears its limit; whether it has reached it.
+    fn watch_size(&mut self, notices: &mut Notices) -> Result<bool, ConnectorError> {
+        match self.journal.trim(self.shared.needed_from.load(Ordering::Relaxed)) {
+            Ok(()) => notices.trim = None,
+            Err(error) if error.is_lost() => return Err(self.journal_error(&error)),
+            Err(error) => {
+                // What stays does no harm, and is tried again.
+                let text = format!("the journal is not trimmed: {error}");
+                if notices.trim.as_ref() != Some(&text) {
+                    tracing::warn!(table = self.client.table, slot = self.slot, "{text}");
+                    notices.trim = Some(text);
+                }
+            }
         }
         let (bytes, limit) = (self.journal.bytes(), self.client.journal_bytes_max);
         let alarm = bytes >= limit / 10 * 8;
@@ -394,7 +411,7 @@ impl Receiver {
                 self.say(notices);
             }
         }
-        bytes >= limit
+        Ok(bytes >= limit)
     }
 
     fn say(&self, notices: &Notices) {
@@ -409,7 +426,7 @@ fn journal_error(client: &Client, error: &JournalError) -> ConnectorError {
     let path = client.journal_path.display();
     let message = format!("table `{}`, {path}: {error}", client.table);
     match error {
-        JournalError::Io { source, .. } if is_lost(source) => lost_process(client, source),
+        error if error.is_lost() => lost_copy(client, error),
         JournalError::Io { doing: "append to" | "begin", .. } => ConnectorError::retry(message),
         _ => ConnectorError::fatal(message),
     }

@@ -1,6 +1,5 @@
-//! Keepers and those who call them, over real links; and a journal whose keeper dies.
+//! Copy servers and those who call them, over real links; and a journal whose second copy dies.
 
-use super::super::JournalError;
 use super::super::simulated::{Simulated, Whims};
 use super::super::{Entry, Journal, Kind, Mirror, SUFFIX};
 use super::*;
@@ -8,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const WAIT: Duration = Duration::from_millis(50);
 
-fn keeper() -> (Keeper, Peer) {
+fn server() -> (CopyServer, Peer) {
     let secret = new_secret().unwrap();
-    let keeper = Keeper::start("127.0.0.1:0", &secret).unwrap();
-    let address = keeper.address.to_string();
-    (keeper, Peer { process: 1, address, secret })
+    let server = CopyServer::start("127.0.0.1:0", &secret).unwrap();
+    let address = server.address.to_string();
+    (server, Peer { process: 1, address, secret })
 }
 
 /// What a sequence of calls gives.
@@ -46,9 +45,9 @@ fn told(disk: &dyn Replacing) -> Vec<String> {
 }
 
 #[test]
-fn a_folder_at_a_keeper_is_used_like_one_here() {
+fn a_folder_at_a_server_is_used_like_one_here() {
     let folder = tempfile::tempdir().unwrap();
-    let (_keeper, peer) = keeper();
+    let (_server, peer) = server();
     let there = Remote::open(&peer, &folder.path().join("there"), WAIT).unwrap();
     let here = Folder::open(&folder.path().join("here")).unwrap();
     let told_there = told(&there);
@@ -60,26 +59,32 @@ fn a_folder_at_a_keeper_is_used_like_one_here() {
 #[test]
 fn a_folder_is_one_callers_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
-    let (keeper, peer) = keeper();
+    let (server, peer) = server();
     let first = Remote::open(&peer, folder.path(), WAIT).unwrap();
     let error = Remote::open(&peer, folder.path(), WAIT).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     assert!(!is_lost(&error));
-    let waits = thread::spawn(move || Remote::open(&peer, folder.path(), SECRET_WITHIN).map(drop));
-    thread::sleep(WAIT);
+    let (calls, called) = std::sync::mpsc::channel();
+    let waits = thread::spawn(move || {
+        calls.send(()).unwrap();
+        Remote::open(&peer, folder.path(), SECRET_WITHIN).map(drop)
+    });
+    called.recv().unwrap();
+    thread::sleep(3 * WAIT);
+    assert!(!waits.is_finished());
     drop(first);
     waits.join().unwrap().unwrap();
-    keeper.finish();
+    server.finish();
 }
 
 #[test]
-fn a_keeper_ends_once_nobody_has_a_copy_open() {
+fn a_server_ends_once_nobody_has_a_copy_open() {
     let folder = tempfile::tempdir().unwrap();
-    let (keeper, peer) = keeper();
-    keeper.finish();
+    let (server, peer) = server();
+    server.finish();
     let held = Remote::open(&peer, folder.path(), WAIT).unwrap();
     thread::scope(|scope| {
-        let ends = scope.spawn(|| keeper.finish());
+        let ends = scope.spawn(|| server.finish());
         thread::sleep(WAIT);
         assert!(!ends.is_finished());
         drop(held);
@@ -90,7 +95,7 @@ fn a_keeper_ends_once_nobody_has_a_copy_open() {
 #[test]
 fn nothing_is_done_for_strangers_and_nothing_outside_the_folder() {
     let folder = tempfile::tempdir().unwrap();
-    let (_keeper, peer) = keeper();
+    let (_server, peer) = server();
     for secret in [new_secret().unwrap(), String::new(), "0".repeat(SECRET_DIGITS)] {
         let stranger = Peer { secret: secret + "\0\0\0\0", ..peer.clone() };
         let asked = folder.path().join("asked");
@@ -108,13 +113,13 @@ fn nothing_is_done_for_strangers_and_nothing_outside_the_folder() {
 }
 
 #[test]
-fn a_keeper_that_has_gone_is_told_from_a_disk_that_refuses() {
+fn a_server_that_has_gone_is_told_from_a_disk_that_refuses() {
     let folder = tempfile::tempdir().unwrap();
-    let (keeper, peer) = keeper();
+    let (server, peer) = server();
     let there = Remote::open(&peer, folder.path(), WAIT).unwrap();
     there.create("a").unwrap();
     assert!(!is_lost(&there.create("a").unwrap_err()));
-    drop(keeper);
+    drop(server);
     for _ in 0..2 {
         let error = there.append("a", b"x").unwrap_err();
         assert!(is_lost(&error) && error.to_string().contains("process 1"), "{error}");
@@ -124,27 +129,36 @@ fn a_keeper_that_has_gone_is_told_from_a_disk_that_refuses() {
 
 // Crashes ----------------------------------------------------------------------------------------
 
-/// A disk whose keeper dies at a certain call: before it is carried out, or before it is answered.
+/// A disk whose server dies at a certain call: before it is carried out, or before it is answered.
 struct Mortal {
     disk: Arc<Simulated>,
     calls: AtomicUsize,
+    /// Whether the last call is carried out.
+    carried_out: bool,
 }
 
 impl Mortal {
-    fn call<T>(&self, work: impl FnOnce(&Simulated) -> io::Result<T>) -> io::Result<T> {
-        let left = self.calls.fetch_sub(1, Ordering::Relaxed);
-        let done = if left == 1 { Err(io::ErrorKind::Other.into()) } else { work(&self.disk) };
-        if left <= 2 {
-            // Silently: this is no panic that anybody should read about.
-            std::panic::resume_unwind(Box::new(()));
+    fn call<T>(&self, work: impl FnOnce(&Simulated) -> T) -> T {
+        let dies = self.calls.fetch_sub(1, Ordering::Relaxed) == 1;
+        if dies && !self.carried_out {
+            die();
+        }
+        let done = work(&self.disk);
+        if dies {
+            die();
         }
         done
     }
 }
 
+/// Silently: this is no panic that anybody should read about.
+fn die() -> ! {
+    std::panic::resume_unwind(Box::new(()))
+}
+
 impl Disk for Mortal {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        self.disk.list()
+        self.call(|disk| disk.list())
     }
     fn create(&self, name: &str) -> io::Result<()> {
         self.call(|disk| disk.create(name))
@@ -159,7 +173,7 @@ impl Disk for Mortal {
         self.call(|disk| disk.sync_names())
     }
     fn read(&self, name: &str, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
-        self.disk.read(name, at, bytes)
+        self.call(|disk| disk.read(name, at, bytes))
     }
     fn truncate(&self, name: &str, size: u64) -> io::Result<()> {
         self.call(|disk| disk.truncate(name, size))
@@ -175,13 +189,9 @@ impl Replacing for Mortal {
     }
 }
 
-/// One generation: appends and syncs until the keeper dies; what was acknowledged, with whether
-/// each error said that the keeper is lost.
+/// One generation: appends and syncs until the server dies; what was acknowledged goes to `kept`.
+/// Whether each error said that the second copy is lost.
 fn generation(here: &Arc<Simulated>, there: &Peer, seed: u64, kept: &mut Vec<Vec<u8>>) -> bool {
-    let lost = |error: &JournalError| match error {
-        JournalError::Io { source, .. } => is_lost(source),
-        _ => false,
-    };
     let far = match Remote::open(there, Path::new("far"), WAIT) {
         Ok(far) => Arc::new(far),
         Err(error) => return is_lost(&error),
@@ -192,19 +202,19 @@ fn generation(here: &Arc<Simulated>, there: &Peer, seed: u64, kept: &mut Vec<Vec
     };
     let mut journal = match Journal::open(Arc::new(mirror), "test", 400) {
         Ok(journal) => journal,
-        Err(error) => return lost(&error),
+        Err(error) => return error.is_lost(),
     };
     let (mut whims, mut waiting) = (Whims(seed), Vec::new());
     for n in 0..60_u64 {
         let payload = format!("{seed}-{n}-{}", "x".repeat(whims.below(60) as usize)).into_bytes();
         let entry = Entry { arrival: 0, kind: Kind::Message, topic: "t", payload: &payload };
         if let Err(error) = journal.append(&entry) {
-            return lost(&error);
+            return error.is_lost();
         }
         waiting.push(payload);
         if whims.below(3) == 0 {
             if let Err(error) = journal.sync() {
-                return lost(&error);
+                return error.is_lost();
             }
             kept.append(&mut waiting);
         }
@@ -213,21 +223,22 @@ fn generation(here: &Arc<Simulated>, there: &Peer, seed: u64, kept: &mut Vec<Vec
 }
 
 #[test]
-fn what_was_acknowledged_survives_keepers_that_die_and_either_disk() {
+fn what_was_acknowledged_survives_servers_that_die_and_either_disk() {
     for seed in 0..150 {
         let mut whims = Whims(seed ^ 0xca11);
         let (mut here, mut there) = (Arc::<Simulated>::default(), Arc::<Simulated>::default());
         let mut kept = Vec::new();
         for turn in 0..4 {
-            let calls = 1 + whims.below(90) as usize;
-            let disk = Arc::new(Mortal { disk: there.clone(), calls: AtomicUsize::new(calls) });
+            let calls = AtomicUsize::new(1 + whims.below(90) as usize);
+            let carried_out = whims.below(2) == 0;
+            let disk = Arc::new(Mortal { disk: there.clone(), calls, carried_out });
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let secret = new_secret().unwrap();
             let open = move |_: &Path, _| -> io::Result<Arc<dyn Replacing>> { Ok(disk.clone()) };
-            let keeper = Keeper::over(listener, &secret, Arc::new(open)).unwrap();
-            let peer = Peer { process: 1, address: keeper.address.to_string(), secret };
+            let server = CopyServer::over(listener, &secret, Arc::new(open)).unwrap();
+            let peer = Peer { process: 1, address: server.address.to_string(), secret };
             let said = generation(&here, &peer, seed * 10 + turn, &mut kept);
-            assert!(said, "seed {seed}: an error that did not say that the keeper is lost");
+            assert!(said, "seed {seed}: an error that did not say that the copy is lost");
             // With it may go the power of either machine, and one of the disks.
             if whims.below(2) == 0 {
                 here = Arc::new(here.after_crash(seed + turn));

@@ -1,21 +1,21 @@
-//! Second copies of journals, kept by another process of the set.
+//! Second copies of journals, at another process of the set.
 //!
-//! A keeper listens; whoever knows its secret opens a folder of its machine and uses it as a
+//! A copy server listens; whoever knows its secret opens a folder of its machine and uses it as a
 //! [`Disk`], through [`Remote`]. With a [`Mirror`](super::Mirror) of a folder here and one there,
 //! what a process has acknowledged is on the disks of two.
 //!
 //! # Invariant
-//! A call that returned without an error was carried out by the folder at the keeper, once, behind
-//! all calls before it.
+//! A call that returned without an error was carried out by the folder there, once, behind all
+//! calls before it.
 //!
 //! # Argument
-//! - A link is one folder's, and has one call under way at a time; the keeper answers when the
+//! - A link is one folder's, and has one call under way at a time; the server answers when the
 //!   folder has.
 //! - After a lost link nobody knows whether the last call was carried out. So the disk answers no
-//!   more calls, each error says so ([`is_lost`]), and the generation ends. The next one opens the
-//!   folders again, which makes both copies equal.
+//!   more calls, each error says so ([`is_lost`]), and whoever gets one ends the generation. The
+//!   next one opens the folders again, which makes both copies equal.
 //! - The folder is locked for as long as the link stands, and let go when it ends. What is left of
-//!   an old generation has links to keepers of its own: they hold the lock until they end, and a
+//!   an old generation has links to servers of its own: they hold the lock until they end, and a
 //!   new one is refused the folder until then.
 //! - Before the secret has come nothing else is read from a link.
 //!
@@ -25,11 +25,13 @@
 //! binary: the secret is of one set.
 //!
 //! # Complexity
-//! A call is one round trip. Appends and reads travel in pieces of 1 MiB.
+//! A call is one round trip. Appends and reads travel in pieces of 1 MiB. Each link has a thread
+//! at the server.
 //!
 //! # Limits
-//! The secret goes over the link as it is: for loopback. Whoever has it may open any folder that
-//! the keeper's user may. Each link has a thread at the keeper.
+//! The secret goes over the link as it is, and the server does not prove itself: for loopback.
+//! Whoever has the secret may open any folder that the server's user may. A folder that takes more
+//! than [`ANSWER_WITHIN`] for a call is lost, and opened anew by the next generation.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +44,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Disk, Folder, Replacing};
+use crate::clock::Stopwatch;
 
 /// Bytes that an append or a read carries at the most.
 const PIECE_BYTES: usize = 1 << 20;
@@ -49,17 +52,21 @@ const PIECE_BYTES: usize = 1 << 20;
 const HEAD_BYTES_MAX: usize = 8 << 20;
 /// How long a caller has to say the secret.
 const SECRET_WITHIN: Duration = Duration::from_secs(5);
-/// A keeper that takes longer for an answer is lost: longer than any disk takes for a sync.
+/// Callers at a time that have not said it.
+const STRANGERS_MAX: usize = 64;
+/// The pause after a call that could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A server that takes longer for an answer is lost.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Hexadecimal digits of a secret.
 const SECRET_DIGITS: usize = 32;
 
-/// Another process, as one that keeps copies.
+/// Another process, as one that has second copies.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its number.
     pub process: usize,
-    /// Where its keeper listens: `host:port`.
+    /// Where its copy server listens: `host:port`.
     pub address: String,
     /// The secret of its set.
     pub secret: String,
@@ -145,7 +152,7 @@ impl Answer {
     }
 }
 
-fn send(link: &mut TcpStream, head: &impl Serialize, bytes: &[u8]) -> io::Result<()> {
+fn frame(head: &impl Serialize, bytes: &[u8]) -> io::Result<Vec<u8>> {
     let head = serde_json::to_vec(head)?;
     let mut frame = Vec::with_capacity(8 + head.len() + bytes.len());
     for part in [&head, bytes] {
@@ -154,7 +161,7 @@ fn send(link: &mut TcpStream, head: &impl Serialize, bytes: &[u8]) -> io::Result
     }
     frame.extend_from_slice(&head);
     frame.extend_from_slice(bytes);
-    link.write_all(&frame)
+    Ok(frame)
 }
 
 fn receive<Head: for<'a> Deserialize<'a>>(link: &mut impl Read) -> io::Result<(Head, Vec<u8>)> {
@@ -176,38 +183,40 @@ fn receive<Head: for<'a> Deserialize<'a>>(link: &mut impl Read) -> io::Result<(H
     Ok((serde_json::from_slice(&text)?, rest))
 }
 
-// The keeper -------------------------------------------------------------------------------------
+// The server -------------------------------------------------------------------------------------
 
-/// What a keeper and its links share.
+/// What a server and its links share.
 #[derive(Default)]
 struct Links {
-    open: Mutex<Open>,
+    standing: Mutex<Standing>,
     ended: Condvar,
 }
 
 #[derive(Default)]
-struct Open {
+struct Standing {
     /// Links whose callers have said the secret, by number.
     links: BTreeMap<u64, TcpStream>,
     last: u64,
+    /// Those who have called and not said it.
+    strangers: usize,
     /// No more are taken.
     closed: bool,
 }
 
 impl Links {
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a link for as long as what is returned lives.
     fn count(self: &Arc<Links>, link: &TcpStream) -> io::Result<Counted> {
-        let mut open = self.open();
-        if open.closed {
+        let mut standing = self.lock();
+        if standing.closed {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        open.last += 1;
-        let number = open.last;
-        open.links.insert(number, link.try_clone()?);
+        standing.last += 1;
+        let number = standing.last;
+        standing.links.insert(number, link.try_clone()?);
         Ok(Counted { links: self.clone(), number })
     }
 }
@@ -219,7 +228,7 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.links.open().links.remove(&self.number);
+        self.links.lock().links.remove(&self.number);
         self.links.ended.notify_all();
     }
 }
@@ -227,68 +236,104 @@ impl Drop for Counted {
 /// How a folder is opened that may be somebody else's for a while.
 type OpenFolder = dyn Fn(&Path, Duration) -> io::Result<Arc<dyn Replacing>> + Send + Sync;
 
-/// Listens, and keeps copies for other processes; ends when dropped, and its links with it.
-pub struct Keeper {
+/// Listens, and has copies for other processes; ends when dropped, and its links with it.
+pub struct CopyServer {
     links: Arc<Links>,
     address: SocketAddr,
 }
 
-impl Keeper {
+impl CopyServer {
     /// Starts one that listens at this address, `host:port`.
     ///
     /// # Errors
     /// The address is not free; no thread can be started.
-    pub fn start(address: &str, secret: &str) -> io::Result<Keeper> {
+    pub fn start(address: &str, secret: &str) -> io::Result<CopyServer> {
         let open = |path: &Path, wait| -> io::Result<Arc<dyn Replacing>> {
             Ok(Arc::new(Folder::open_within(path, wait)?))
         };
-        Keeper::over(TcpListener::bind(address)?, secret, Arc::new(open))
+        CopyServer::over(TcpListener::bind(address)?, secret, Arc::new(open))
     }
 
     /// One whose folders are opened by `open`.
-    fn over(listener: TcpListener, secret: &str, open: Arc<OpenFolder>) -> io::Result<Keeper> {
+    fn over(listener: TcpListener, secret: &str, open: Arc<OpenFolder>) -> io::Result<CopyServer> {
         let (links, address) = (Arc::new(Links::default()), listener.local_addr()?);
         let (shared, secret) = (links.clone(), secret.to_owned());
-        let answer = move || {
+        let answer = move |link: io::Result<TcpStream>| {
+            let link = link?;
+            if shared.lock().strangers >= STRANGERS_MAX {
+                return Err(io::Error::other("too many callers without the secret"));
+            }
+            let (shared, secret, open) = (shared.clone(), secret.clone(), open.clone());
+            // Why a link has ended its caller knows.
+            let serve = move || drop(serve(link, &secret, &shared, &*open));
+            thread::Builder::new().name("second-copy".to_owned()).spawn(serve).map(drop)
+        };
+        let closed = links.clone();
+        let listen = move || {
+            let mut refused = false;
             for link in listener.incoming() {
-                if shared.open().closed {
+                if closed.lock().closed {
                     return;
                 }
-                let Ok(link) = link else { continue };
-                let (shared, secret, open) = (shared.clone(), secret.clone(), open.clone());
-                // Why a link has ended its caller knows.
-                let serve = move || drop(serve(link, &secret, &shared, &*open));
-                if let Err(error) = thread::Builder::new().name("keeper".into()).spawn(serve) {
-                    tracing::warn!(%error, "no thread for a second copy of a journal");
+                let answered = answer(link);
+                let before = std::mem::replace(&mut refused, answered.is_err());
+                if let Err(error) = answered {
+                    if !before {
+                        tracing::warn!(%error, "a caller for a second copy is not answered");
+                    }
+                    thread::sleep(PAUSE);
                 }
             }
         };
-        thread::Builder::new().name("keepers".to_owned()).spawn(answer)?;
-        Ok(Keeper { links, address })
+        thread::Builder::new().name("second-copies".to_owned()).spawn(listen)?;
+        Ok(CopyServer { links, address })
     }
 
-    /// Waits until nobody has a folder open any more: whoever acknowledges on the strength of a
-    /// copy must not lose its keeper before it has ended itself.
+    /// Waits until nobody has a folder open any more. Processes of a set end together, so that
+    /// this is a matter of moments; whoever ended earlier would take another's second copy with it.
     pub fn finish(&self) {
-        let mut open = self.links.open();
-        while !open.links.is_empty() {
-            open = self.links.ended.wait(open).unwrap_or_else(PoisonError::into_inner);
+        let mut standing = self.links.lock();
+        while !standing.links.is_empty() {
+            standing = self.links.ended.wait(standing).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-impl Drop for Keeper {
+impl Drop for CopyServer {
     fn drop(&mut self) {
-        let mut open = self.links.open();
-        open.closed = true;
-        for link in open.links.values() {
+        let mut standing = self.links.lock();
+        standing.closed = true;
+        for link in standing.links.values() {
             // One that has ended already needs no end.
             drop(link.shutdown(Shutdown::Both));
         }
-        drop(open);
+        drop(standing);
         // So that the listener's thread looks up.
         drop(TcpStream::connect(self.address));
     }
+}
+
+/// Hears the secret, all of it in time.
+fn identify(link: &mut TcpStream, secret: &str) -> io::Result<()> {
+    let began = Stopwatch::start();
+    let (mut said, mut heard) = ([0; SECRET_DIGITS], 0);
+    while heard < said.len() {
+        let left = SECRET_WITHIN.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        link.set_read_timeout(Some(left))?;
+        match link.read(&mut said[heard..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => heard += more,
+        }
+    }
+    // In a time that says nothing of where they differ.
+    let differs = said.iter().zip(secret.as_bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+    if differs != 0 || secret.len() != SECRET_DIGITS {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    link.set_read_timeout(None)
 }
 
 /// Serves a link until its other end closes it.
@@ -298,34 +343,28 @@ fn serve(
     links: &Arc<Links>,
     open: &OpenFolder,
 ) -> io::Result<()> {
-    link.set_nodelay(true)?;
-    link.set_read_timeout(Some(SECRET_WITHIN))?;
-    let mut said = [0; SECRET_DIGITS];
-    link.read_exact(&mut said)?;
-    // In a time that says nothing of where they differ.
-    let differs = said.iter().zip(secret.as_bytes()).fold(0, |all, (a, b)| all | (a ^ b));
-    if differs != 0 || secret.len() != SECRET_DIGITS {
-        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
-    }
+    links.lock().strangers += 1;
+    let known = link.set_nodelay(true).and_then(|()| identify(&mut link, secret));
+    links.lock().strangers -= 1;
+    known?;
     let _counted = links.count(&link)?;
-    link.set_read_timeout(None)?;
     let mut reader = BufReader::new(link.try_clone()?);
     let (first, _) = receive(&mut reader)?;
     let Call::Open { path, wait } = first else {
-        return Err(io::Error::from(io::ErrorKind::InvalidData));
+        return Err(io::ErrorKind::InvalidData.into());
     };
     let folder = match open(&path, Duration::from_millis(wait)) {
         Ok(folder) => folder,
-        Err(error) => return send(&mut link, &Answer::refused(&error), &[]),
+        Err(error) => return link.write_all(&frame(&Answer::refused(&error), &[])?),
     };
-    send(&mut link, &Answer::Done, &[])?;
+    link.write_all(&frame(&Answer::Done, &[])?)?;
     loop {
         let (call, bytes) = receive(&mut reader)?;
         let (answer, bytes) = match carry_out(&*folder, call, &bytes) {
             Ok(done) => done,
             Err(error) => (Answer::refused(&error), Vec::new()),
         };
-        send(&mut link, &answer, &bytes)?;
+        link.write_all(&frame(&answer, &bytes)?)?;
     }
 }
 
@@ -358,15 +397,17 @@ fn file(name: &str) -> io::Result<&str> {
 
 // The caller -------------------------------------------------------------------------------------
 
-/// A folder at another process's keeper.
+/// A folder at another process's copy server.
 #[derive(Debug)]
 pub struct Remote {
     /// `None` once it is lost.
     link: Mutex<Option<TcpStream>>,
     process: usize,
+    /// For people.
+    name: String,
 }
 
-/// The link to a keeper is lost.
+/// The link to a copy server is lost.
 #[derive(Debug)]
 struct Lost {
     process: usize,
@@ -376,10 +417,7 @@ struct Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Lost { process, why } = self;
-        write!(
-            f,
-            "the connection to process {process}, which keeps the second copy, is lost: {why}"
-        )
+        write!(f, "the connection to process {process}, which has the second copy, is lost: {why}")
     }
 }
 
@@ -406,20 +444,28 @@ impl Remote {
             link.write_all(peer.secret.as_bytes())
         };
         greet(&link).map_err(lost)?;
-        let remote = Remote { link: Mutex::new(Some(link)), process: peer.process };
+        let name = format!("{} at process {}", path.display(), peer.process);
+        let remote = Remote { link: Mutex::new(Some(link)), process: peer.process, name };
         let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         remote.call(&Call::Open { path: path.to_owned(), wait }, &[])?;
         Ok(remote)
     }
 
+    /// The folder and its process, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn call(&self, call: &Call, bytes: &[u8]) -> io::Result<(Answer, Vec<u8>)> {
+        let call = frame(call, bytes)?;
         let mut slot = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(link) = slot.as_mut() else {
             return Err(lost(self.process, &"it was lost before"));
         };
-        match send(link, call, bytes).and_then(|()| receive::<Answer>(link)) {
+        match link.write_all(&call).and_then(|()| receive::<Answer>(link)) {
             Ok((Answer::Refused(why, text), _)) => {
                 let kind = KINDS.iter().find(|(known, _)| *known == why).map(|(_, kind)| *kind);
+                let text = format!("second copy {}: {text}", self.name);
                 Err(io::Error::new(kind.unwrap_or(io::ErrorKind::Other), text))
             }
             Ok(answer) => Ok(answer),
