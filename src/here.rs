@@ -13,7 +13,7 @@ use weir_queries::JobPlan;
 use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News, Startable};
 use crate::lasting::{NextGeneration, Set};
-use crate::patience::patiently;
+use crate::patience::{patiently, side_by_side};
 use crate::report::JobReport;
 use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
 use crate::status::{Shown, Status};
@@ -29,8 +29,11 @@ pub fn run(
     tell: &mut dyn FnMut(Trouble),
 ) -> Result<Vec<JobReport>, Trouble> {
     let plans = numbered(plans);
+    let all = plans.iter().collect();
     let ready: Result<Vec<Startable>, Trouble> =
-        plans.iter().map(|plan| start(plan.clone(), options)).collect();
+        side_by_side(all, |plan: &(JobPlan, usize)| start(plan.clone(), options))
+            .into_iter()
+            .collect();
     let shown = Shown::default();
     let status = Status::start(shown.clone(), options.quiet);
     let (sender, troubles) = channel();

@@ -53,6 +53,7 @@ use weir_queries::JobPlan;
 use crate::connectors;
 use crate::discovery;
 use crate::logs::{Logs, Place};
+use crate::patience::side_by_side;
 use crate::run::{PreparedJob, Trouble, graph_of, prepare, probe};
 
 /// Where a job's state is.
@@ -474,7 +475,8 @@ fn newest_checkpoint(
     }
 }
 
-/// Takes every sink over; gives what each has.
+/// Takes every sink over; gives what each has. All at once: one may wait for what the generation
+/// before has left open in another, and each takes time where servers must be asked.
 fn take_over(
     plan: &JobPlan,
     id: &str,
@@ -486,13 +488,14 @@ fn take_over(
         Node::Sink { sink, .. } => Some(sink),
         _ => None,
     });
-    let mut there = Vec::new();
-    for (place, sink) in sinks.enumerate() {
-        let author = Author { begun, ..Author::of(id, holder, place, &sink.table) };
-        let epoch = sink.sink.take_over(&author).map_err(|e| Trouble::at(&sink.table, &e))?;
-        there.push((sink.table.clone(), epoch));
-    }
-    Ok(there)
+    let sinks: Vec<_> = sinks.map(|sink| (&sink.table, &*sink.sink)).enumerate().collect();
+    side_by_side(sinks, |(place, (table, sink))| {
+        let author = Author { begun, ..Author::of(id, holder, place, table) };
+        let epoch = sink.take_over(&author).map_err(|e| Trouble::at(table, &e))?;
+        Ok((table.clone(), epoch))
+    })
+    .into_iter()
+    .collect()
 }
 
 fn is_ahead(table: &str, ahead: Option<Epoch>, base: Option<Epoch>) -> Trouble {

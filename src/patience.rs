@@ -1,4 +1,5 @@
-//! Waiting between attempts: longer each time, and never beyond a stop.
+//! Waiting: between attempts longer each time, and never beyond a stop; side by side, so that nothing
+//! waits behind something else that waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -49,9 +50,44 @@ pub(crate) fn patiently<T>(
     None
 }
 
+/// Does the same with all of these, each on a thread of its own; what comes of them, in their order.
+pub(crate) fn side_by_side<T: Send, Done: Send>(
+    all: Vec<T>,
+    work: impl Fn(T) -> Result<Done, Trouble> + Sync,
+) -> Vec<Result<Done, Trouble>> {
+    let (work, mut all) = (&work, all);
+    // Alone it needs no thread.
+    if all.len() == 1
+        && let Some(one) = all.pop()
+    {
+        return vec![work(one)];
+    }
+    thread::scope(|scope| {
+        let threads: Vec<_> = all.into_iter().map(|one| scope.spawn(move || work(one))).collect();
+        let ended = |thread: thread::ScopedJoinHandle<'_, Result<Done, Trouble>>| {
+            let panicked = |_| Err(Trouble::new("a thread panicked; this is a bug in Weir"));
+            thread.join().unwrap_or_else(panicked)
+        };
+        threads.into_iter().map(ended).collect()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_waits_for_another_does_not_keep_it_waiting() {
+        let barrier = std::sync::Barrier::new(3);
+        let done = side_by_side(vec![1, 2, 3], |n| {
+            barrier.wait();
+            if n == 2 { Err(Trouble::new("two")) } else { Ok(n) }
+        });
+        assert_eq!(done, [Ok(1), Err(Trouble::new("two")), Ok(3)]);
+        let panicked =
+            side_by_side(vec![0, 1], |n| if n == 1 { panic!("a test's own") } else { Ok(n) });
+        assert!(panicked[0].is_ok() && panicked[1].is_err());
+    }
 
     #[test]
     fn pauses_grow_to_a_limit() {

@@ -9,7 +9,7 @@
 //! # Limits
 //! A process that dies within moments may take the blame of another job's rows: jobs that had no
 //! time to get on are failed with it. Jobs that do not last are not started again. After a loss
-//! jobs begin one after the other: a server that is away for one keeps those behind it waiting.
+//! all jobs begin before any runs: a server that is away for one keeps the others waiting.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use weir_engine::time::Epoch;
@@ -17,7 +17,7 @@ use weir_queries::JobPlan;
 
 use crate::jobs::News;
 use crate::lasting::{NextGeneration, Set};
-use crate::patience::{PAUSE, patiently, pause_after, rest};
+use crate::patience::{PAUSE, patiently, pause_after, rest, side_by_side};
 use crate::processes::{Assigned, Processes, SetEnd};
 use crate::report::JobReport;
 use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
@@ -121,10 +121,19 @@ impl All<'_> {
         let (mut numbers, mut assigned) = (Vec::new(), Vec::new());
         let (set, cause) = (self.set, self.cause.as_deref());
         let left = self.jobs.iter_mut().enumerate().filter(|(_, (_, _, job))| !job.is_over(set));
-        for (number, (plan, same, standing)) in left {
+        let left: Vec<_> = left.collect();
+        // Side by side: one may wait for a server that the others do not need.
+        let begun = left.iter().map(|(_, (plan, same, _))| (plan, *same)).collect();
+        let begun = side_by_side(begun, |(plan, same)| {
+            next(plan, same, self.options, set, (cause, self.stop))
+        });
+        if begun.iter().any(|next| matches!(next, Ok(None))) {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        for ((number, (plan, _, standing)), next) in left.into_iter().zip(begun) {
             (standing.report, standing.ended) = (None, 0);
-            match next(plan, *same, self.options, set, (cause, self.stop)) {
-                Ok(None) => return Ok((Vec::new(), Vec::new())),
+            match next {
+                Ok(None) => {}
                 Ok(Some(job)) => {
                     let base = job.begun.as_ref().map(|begun| begun.base);
                     if base.is_some_and(|base| !standing.begins(base)) {

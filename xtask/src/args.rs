@@ -1,5 +1,6 @@
 //! The words after a command: flags, options with a value, and plain words.
 
+use std::fmt::Display;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
@@ -26,7 +27,11 @@ impl Args {
     }
 
     /// The value of an option: `--seed 7` or `--seed=7`.
-    pub(crate) fn option<T: FromStr>(&mut self, name: &str) -> Result<Option<T>> {
+    pub(crate) fn option<T>(&mut self, name: &str) -> Result<Option<T>>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
         let prefix = format!("{name}=");
         let Some(at) = self.words.iter().position(|w| w == name || w.starts_with(&prefix)) else {
             return Ok(None);
@@ -39,7 +44,7 @@ impl Args {
         };
         match value.parse() {
             Ok(value) => Ok(Some(value)),
-            Err(_) => bail!("{name} cannot be `{value}`"),
+            Err(error) => bail!("{name} cannot be `{value}`: {error}"),
         }
     }
 

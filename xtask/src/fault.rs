@@ -1,11 +1,12 @@
 //! `cargo xtask fault`: what is killed, cut off or spoiled under load leaves no trace in results.
 //!
 //! A run generates meter readings with known answers (../shared/truth), publishes them at a steady
-//! rate to a real Kafka, and has `weir run --state` write the job's tables to a real PostgreSQL, in
-//! a database of the run's own. Meanwhile something bad happens ([`Fault`]); weir is started again
-//! as a supervisor would, each time with another number of workers. In the end weir is stopped in
-//! order, and every table must be what the truth says, row by row. The tables have no key, so that
-//! a row written twice shows.
+//! rate to a real Kafka, and has `weir run --state` write the job's tables to a place of the run's
+//! own ([`Sink`]): a database of a real PostgreSQL, topics of the Kafka, or folders of files.
+//! Meanwhile something bad happens ([`Fault`]); weir is started again as a supervisor would, each
+//! time with another number of workers. In the end weir is stopped in order, and every table must
+//! be what the truth says, row by row. The tables have no key, so that a row written twice shows.
+//! Of topics, what a consumer reads counts that begins anew and sees only what is committed.
 //!
 //! # Seeds
 //! A run's data, job and times follow from its seed, which is printed. The machine's own pace is
@@ -38,6 +39,7 @@ use crate::services::{Kind, Services};
 use crate::truth::{Route, fresh_seed};
 use crate::{places, process};
 
+mod database;
 mod disk;
 mod kinds;
 mod proxy;
@@ -46,8 +48,10 @@ mod random;
 mod sets;
 mod start;
 mod state;
+mod target;
 mod world;
 
+use target::Sink;
 use world::World;
 
 /// Rows a second that are published.
@@ -124,10 +128,6 @@ impl Fault {
         Fault::Mqtt,
         Fault::MqttKill,
     ];
-    /// Those of CI.
-    const CI: [Fault; 5] =
-        [Fault::Kill, Fault::Checkpoint, Fault::Reply, Fault::Corrupt, Fault::Child];
-
     /// The name on the command line.
     fn name(self) -> &'static str {
         match self {
@@ -161,14 +161,20 @@ impl Fault {
         }
     }
 
-    /// The servers that its runs need.
-    fn servers(self) -> Vec<Kind> {
+    /// The servers that its runs need, but for that of the results.
+    fn servers(self) -> &'static [Kind] {
         match self {
-            Fault::LostDisk => vec![Kind::Kafka, Kind::Mosquitto, Kind::Postgres, Kind::S3],
-            Fault::AllDisks => vec![Kind::Kafka, Kind::Postgres, Kind::S3],
-            Fault::Mqtt | Fault::MqttKill => vec![Kind::Mosquitto, Kind::Postgres],
-            _ => vec![Kind::Kafka, Kind::Postgres],
+            Fault::LostDisk => &[Kind::Kafka, Kind::Mosquitto, Kind::S3],
+            Fault::AllDisks => &[Kind::Kafka, Kind::S3],
+            Fault::Mqtt | Fault::MqttKill => &[Kind::Mosquitto],
+            _ => &[Kind::Kafka],
         }
+    }
+
+    /// Whether it can happen to a job that writes there. What befalls a database needs one.
+    fn befalls(self, sink: Sink) -> bool {
+        let of_database = matches!(self, Fault::Reply | Fault::ReplyCut | Fault::Postgres);
+        sink == Sink::Postgres || !of_database
     }
 
     /// Seconds for which nothing can be done, during which rows go on coming.
@@ -203,11 +209,72 @@ impl FromStr for Fault {
     }
 }
 
+/// A fault, and where the results of its runs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Case {
+    fault: Fault,
+    sink: Sink,
+}
+
+impl Case {
+    /// Those of CI.
+    const CI: [Case; 7] = [
+        Case { fault: Fault::Kill, sink: Sink::Postgres },
+        Case { fault: Fault::Checkpoint, sink: Sink::Postgres },
+        Case { fault: Fault::Reply, sink: Sink::Postgres },
+        Case { fault: Fault::Corrupt, sink: Sink::Postgres },
+        Case { fault: Fault::Child, sink: Sink::Postgres },
+        Case { fault: Fault::Kill, sink: Sink::Kafka },
+        Case { fault: Fault::Checkpoint, sink: Sink::Files },
+    ];
+
+    /// All faults that can happen to a job that writes there.
+    fn all(sink: Sink) -> Vec<Case> {
+        let faults = Fault::ALL.into_iter().filter(|fault| fault.befalls(sink));
+        faults.map(|fault| Case { fault, sink }).collect()
+    }
+
+    /// Those of a set, or of faults that are named; a sink that is named leaves only its own.
+    fn chosen(set: Option<&str>, faults: &[Fault], sink: Option<Sink>) -> Result<Vec<Case>> {
+        if !faults.is_empty() {
+            let sink = sink.unwrap_or(Sink::Postgres);
+            let case = |&fault: &Fault| {
+                let (kind, place) = (fault.name(), sink.name());
+                ensure!(fault.befalls(sink), "--kind {kind} cannot go with --sink {place}");
+                Ok(Case { fault, sink })
+            };
+            return faults.iter().map(case).collect();
+        }
+        let mut cases: Vec<Case> = match set {
+            Some("ci") => Case::CI.to_vec(),
+            Some(_) => Sink::ALL.into_iter().flat_map(Case::all).collect(),
+            None => Case::all(sink.unwrap_or(Sink::Postgres)),
+        };
+        cases.retain(|case| sink.is_none_or(|sink| case.sink == sink));
+        Ok(cases)
+    }
+
+    /// The servers that its runs need.
+    fn servers(self) -> Vec<Kind> {
+        let mut servers = self.fault.servers().to_vec();
+        servers.extend(self.sink.server().filter(|server| !servers.contains(server)));
+        servers
+    }
+
+    /// Its name in what is printed.
+    fn name(self) -> String {
+        match self.sink {
+            Sink::Postgres => self.fault.name().to_owned(),
+            sink => format!("{} to {}", self.fault.name(), sink.name()),
+        }
+    }
+}
+
 /// What all runs have in common.
 struct Plan {
     weir: PathBuf,
-    faults: Vec<Fault>,
-    /// Of each kind.
+    cases: Vec<Case>,
+    /// Of each case.
     runs: u64,
     seed: u64,
     rate: Option<u64>,
@@ -222,7 +289,7 @@ struct Plan {
 const BROKEN_RUNS: usize = 3;
 const GUARDS: [(&str, Fault); 2] = [("fence", Fault::Twin), ("progress", Fault::ReplyCut)];
 
-/// `cargo xtask fault [--kind K]… [--set ci|full] [--runs N] [--seed S] [--rate R] … | --broken`
+/// `cargo xtask fault [--kind K]… [--sink S] [--set ci|full] [--runs N] [--seed S] … | --broken`
 pub(crate) fn command(mut args: Args) -> Result<()> {
     if args.flag("--broken") {
         args.finish()?;
@@ -232,16 +299,17 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     while let Some(fault) = args.option("--kind")? {
         faults.push(fault);
     }
+    let sink = args.option("--sink")?;
     let set = args.option::<String>("--set")?;
-    let (all, runs, seconds, outage) = match set.as_deref() {
-        Some("ci") => (Fault::CI.to_vec(), 1, SECONDS_CI, OUTAGE),
-        Some("full") => (Fault::ALL.to_vec(), RUNS_FULL, SECONDS, OUTAGE_FULL),
+    let (runs, seconds, outage) = match set.as_deref() {
+        Some("ci") => (1, SECONDS_CI, OUTAGE),
+        Some("full") => (RUNS_FULL, SECONDS, OUTAGE_FULL),
         Some(other) => bail!("--set is ci or full, not {other}"),
-        None => (Fault::ALL.to_vec(), 1, SECONDS, OUTAGE),
+        None => (1, SECONDS, OUTAGE),
     };
     let plan = Plan {
         weir: places::weir(args.option::<PathBuf>("--weir")?)?,
-        faults: if faults.is_empty() { all } else { faults },
+        cases: Case::chosen(set.as_deref(), &faults, sink)?,
         runs: args.option("--runs")?.unwrap_or(runs),
         seed: args.option("--seed")?.unwrap_or_else(fresh_seed),
         rate: args.option("--rate")?,
@@ -253,7 +321,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
     args.finish()?;
     ensure!(plan.rate != Some(0), "--rate must be at least 1");
     let mut servers: Vec<Kind> = Vec::new();
-    for kind in plan.faults.iter().flat_map(|fault| fault.servers()) {
+    for kind in plan.cases.iter().flat_map(|case| case.servers()) {
         if !servers.contains(&kind) {
             servers.push(kind);
         }
@@ -266,7 +334,7 @@ pub(crate) fn command(mut args: Args) -> Result<()> {
 pub(crate) fn ci(weir: &Path, services: &mut Services) -> Result<Tally> {
     let plan = Plan {
         weir: weir.to_owned(),
-        faults: Fault::CI.to_vec(),
+        cases: Case::CI.to_vec(),
         runs: 1,
         seed: fresh_seed(),
         rate: None,
@@ -310,11 +378,12 @@ fn finds(
     fault: Fault,
 ) -> Result<Result<()>> {
     let seed = fresh_seed();
-    let (weir, faults) = (weir.to_owned(), vec![fault]);
+    let case = Case { fault, sink: Sink::Postgres };
+    let (weir, cases) = (weir.to_owned(), vec![case]);
     let (seconds, outage, off) = (SECONDS_CI, OUTAGE, Some(guard));
-    let plan = Plan { weir, faults, runs: 1, seed, rate: None, seconds, outage, off };
-    let (outcome, folder) = run_once(&plan, services, fault, seed)?;
-    println!("  without {guard}: {}", outcome.line(fault, seed));
+    let plan = Plan { weir, cases, runs: 1, seed, rate: None, seconds, outage, off };
+    let (outcome, folder) = run_once(&plan, services, case, seed)?;
+    println!("  without {guard}: {}", outcome.line(case, seed));
     let [.., extra, _] = outcome.rows;
     let Some(folder) = folder else {
         return Ok(Err(anyhow::anyhow!("{} does not find that {guard} is off", fault.name())));
@@ -365,7 +434,7 @@ impl Outcome {
         let _ = writeln!(self.wrong, "{}", text.as_ref());
     }
 
-    fn line(&self, fault: Fault, seed: u64) -> String {
+    fn line(&self, case: Case, seed: u64) -> String {
         let [expected, matched, missing, extra, differ] = self.rows;
         let resumed = self
             .resumed
@@ -373,7 +442,7 @@ impl Outcome {
         format!(
             "{:10} seed {seed} {:9} {:2} faults, {expected} expected, {matched} matched, \
              {missing} missing, {extra} extra, {differ} differ, resumed in {resumed}: {}",
-            fault.name(),
+            case.name(),
             self.job,
             self.faults,
             match (&self.void, self.wrong.is_empty()) {
@@ -394,14 +463,14 @@ fn counts(line: &str) -> Option<[u64; 5]> {
 fn run(plan: &Plan, services: &mut Services, record: Option<&Path>) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut table = Vec::new();
-    for (place, &fault) in plan.faults.iter().enumerate() {
+    for (place, &case) in plan.cases.iter().enumerate() {
         let (mut passed, mut void) = (0, 0);
         let mut number = 0;
         while number < plan.runs {
             let seed = plan.seed + place as u64 + number + void;
             let began = Instant::now();
-            let (outcome, folder) = run_once(plan, services, fault, seed)?;
-            let line = outcome.line(fault, seed);
+            let (outcome, folder) = run_once(plan, services, case, seed)?;
+            let line = outcome.line(case, seed);
             println!("  {line}  ({:.0} s)", began.elapsed().as_secs_f64());
             if let Some(path) = record {
                 let mut file = File::options().create(true).append(true).open(path)?;
@@ -424,11 +493,11 @@ fn run(plan: &Plan, services: &mut Services, record: Option<&Path>) -> Result<Ta
                 }
             }
         }
-        table.push((fault, passed));
+        table.push((case, passed));
     }
     println!("| fault | runs | passed |\n|---|---|---|");
-    for (fault, passed) in table {
-        println!("| {} | {} | {passed} |", fault.name(), plan.runs);
+    for (case, passed) in table {
+        println!("| {} | {} | {passed} |", case.name(), plan.runs);
     }
     Ok(tally)
 }
@@ -437,13 +506,13 @@ fn run(plan: &Plan, services: &mut Services, record: Option<&Path>) -> Result<Ta
 fn run_once(
     plan: &Plan,
     services: &mut Services,
-    fault: Fault,
+    case: Case,
     seed: u64,
 ) -> Result<(Outcome, Option<PathBuf>)> {
-    let folder =
-        tempfile::Builder::new().prefix(&format!("weir-fault-{}-", fault.name())).tempdir()?;
+    let prefix = format!("weir-fault-{}-", case.name().replace(' ', "-"));
+    let folder = tempfile::Builder::new().prefix(&prefix).tempdir()?;
     let mut outcome = Outcome::default();
-    let ended = run_in(plan, services, fault, seed, (folder.path(), &mut outcome));
+    let ended = run_in(plan, services, case, seed, (folder.path(), &mut outcome));
     if let Err(error) = ended {
         process::check_interrupted()?;
         outcome.blame(format!("{error:#}"));
@@ -454,7 +523,7 @@ fn run_once(
     let kept = folder.keep();
     fs::write(kept.join("wrong.txt"), &outcome.wrong)?;
     // A server that could not be started again must not fail the other runs.
-    for kind in fault.servers() {
+    for kind in case.servers() {
         if !services.runs(kind)? {
             services.revive(kind)?;
         }
@@ -465,13 +534,13 @@ fn run_once(
 fn run_in(
     plan: &Plan,
     services: &mut Services,
-    fault: Fault,
+    case: Case,
     seed: u64,
     (folder, outcome): (&Path, &mut Outcome),
 ) -> Result<()> {
-    let mut world = World::make(plan, services, fault, seed, folder.to_owned())?;
+    let mut world = World::make(plan, services, case, seed, folder.to_owned())?;
     outcome.job = world.job();
-    let done = work(&mut world, fault);
+    let done = work(&mut world, case.fault);
     outcome.faults = world.faults;
     if let Some(&last) = world.resumed.last() {
         outcome.resumed = Some((last, world.resumed.iter().copied().fold(last, f64::max)));
@@ -529,8 +598,23 @@ mod tests {
     #[test]
     fn what_is_wrong_shows_in_the_line() {
         let mut outcome = Outcome { rows: [10, 10, 0, 0, 0], ..Outcome::default() };
-        assert!(outcome.line(Fault::Kill, 7).ends_with("equal"));
+        let case = Case { fault: Fault::Kill, sink: Sink::Files };
+        assert!(outcome.line(case, 7).ends_with("equal"));
         outcome.blame("x");
-        assert!(outcome.line(Fault::Kill, 7).ends_with("FAILED"));
+        assert!(outcome.line(case, 7).ends_with("FAILED"));
+    }
+
+    #[test]
+    fn faults_and_sinks_that_go_together() -> Result<()> {
+        let named = |sink| Case::chosen(None, &[Fault::Kill, Fault::Reply], sink);
+        assert!(named(None)?.iter().all(|case| case.sink == Sink::Postgres));
+        let said = named(Some(Sink::Kafka)).map_err(|error| error.to_string());
+        assert_eq!(said, Err("--kind reply cannot go with --sink kafka".to_owned()));
+        assert_eq!(Case::all(Sink::Postgres).len(), Fault::ALL.len());
+        let ci = Case::chosen(Some("ci"), &[], Some(Sink::Files))?;
+        assert_eq!(ci, [Case { fault: Fault::Checkpoint, sink: Sink::Files }]);
+        assert_eq!(ci[0].servers(), [Kind::Kafka]);
+        assert!(Case::CI.iter().all(|case| case.fault.befalls(case.sink)));
+        Ok(())
     }
 }

@@ -46,7 +46,8 @@ cargo xtask COMMAND
   fault                 kills, outages and lost replies under load: the results stay equal
       --kind K (again and again) or --set ci|full
       K: kill checkpoint reply reply-cut postgres kafka corrupt zombie twin stop full-disk child hang
-         lost-disk mqtt mqtt-kill
+         lost-disk all-disks mqtt mqtt-kill
+      --sink postgres|kafka|files    where results go; reply, reply-cut and postgres need postgres
       --runs N --seed S --rate ROWS/S --seconds S --outage S --weir PATH --record FILE
       --broken          runs of a weir without its fence, and without its progress: they must fail
   latency               from a Kafka broker to a SELECT and to a consumer, 10 000 rows/s, exactly once

@@ -26,7 +26,7 @@ mod run;
 mod script;
 
 pub(crate) use data::{Asked, Data, own_script, tool};
-pub(crate) use judge::{Results, Verdict, judge};
+pub(crate) use judge::{Results, Verdict, files_below, judge};
 pub(crate) use script::Filling;
 
 /// How readings come in and results go out.

@@ -1,9 +1,9 @@
-//! One run's surroundings: fresh data, a topic and a database of its own, and the job in them.
+//! One run's surroundings: fresh data, a topic and a place for results of its own, and the job in
+//! them.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,17 +14,17 @@ use super::proxy::Proxy;
 use super::publisher::{PARTITIONS, Publisher};
 use super::random::Random;
 use super::start::Start;
-use super::{Fault, Plan, RATE, RATE_MQTT};
+use super::target::Target;
+use super::{Case, Fault, Plan, RATE, RATE_MQTT};
+use crate::places;
 use crate::services::{Kind, Services};
-use crate::truth::{Asked, Data, Filling, Job, Results, Route, Verdict, judge};
+use crate::truth::{Asked, Data, Filling, Job, Route, Verdict, judge};
 use crate::weir::Weir;
-use crate::{places, process};
 
 /// Each start has another number of workers.
 const WORKERS: [usize; 3] = [1, 3, 2];
 /// Processes and workers of those that run as a set.
 const SETS: [(usize, usize); 3] = [(2, 1), (3, 1), (2, 2)];
-const PREFIX: &str = "fault";
 /// Journals of MQTT, where there are two; `readings.mqtt-s3.sql` names the first.
 const JOURNALS: [&str; 2] = ["journal", "journal-copy"];
 const POLL: Duration = Duration::from_millis(100);
@@ -77,7 +77,7 @@ pub(super) struct World<'a> {
     /// Rows a second that are published.
     rate: u64,
     job: &'static Job,
-    database: Database,
+    target: Target,
     script: PathBuf,
     publisher: Publisher,
     starts: usize,
@@ -88,14 +88,15 @@ pub(super) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    /// Makes data, topic, database and script.
+    /// Makes data, topics, the place of the results and the script.
     pub(super) fn make(
         plan: &'a Plan,
         services: &'a mut Services,
-        fault: Fault,
+        case: Case,
         seed: u64,
         folder: PathBuf,
     ) -> Result<World<'a>> {
+        let fault = case.fault;
         let route = fault.route(seed);
         let job = job_of(fault, seed);
         let rate = plan.rate.unwrap_or(if route == Route::MqttS3 { RATE_MQTT } else { RATE });
@@ -104,25 +105,17 @@ impl<'a> World<'a> {
         let asked =
             Asked { meters, minutes: MINUTES, warmup_minutes: WARMUP_MINUTES, ..Asked::full(seed) };
         let data = Data::generate(&asked.for_route(route), &folder.join("data"))?;
-        let name = format!("fault_{}_{seed}", fault.name().replace('-', "_"));
-        let database = Database::make(&services.var("WEIR_TEST_POSTGRES")?, &name)?;
+        let name = format!("fault_{}_{}_{seed}", fault.name().replace('-', "_"), case.sink.name());
+        let target = Target::make(case.sink, services, (&name, seed), job, &folder)?;
         let publisher = Publisher::to(route, services, name.clone(), folder.join("publish.log"))?;
         let proxy = match fault {
-            Fault::Reply | Fault::ReplyCut => Some(Proxy::before(database.server()?)?),
+            Fault::Reply | Fault::ReplyCut => Some(Proxy::before(target.database()?.address())?),
             _ => None,
         };
-        let url = match &proxy {
-            Some(proxy) => {
-                let through =
-                    database.url.replace(database.server()?, &proxy.address().to_string());
-                // The proxy reads along.
-                format!("{through}?sslmode=disable")
-            }
-            None => database.url.clone(),
-        };
         let script = folder.join("script.sql");
+        let sink = |table: &str| target.options(table, proxy.as_ref().map(Proxy::address));
         let copies = fault == Fault::LostDisk;
-        fs::write(&script, fill(job, &data, (&publisher, copies), &folder, &url)?)?;
+        fs::write(&script, fill(job, &data, (&publisher, copies), &folder, &sink)?)?;
         let disk = match fault {
             Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
             _ => None,
@@ -151,7 +144,7 @@ impl<'a> World<'a> {
             data,
             rate,
             job,
-            database,
+            target,
             script,
             publisher,
             starts: 0,
@@ -206,7 +199,7 @@ impl<'a> World<'a> {
 
     /// Starts weir, with another number of workers than the last time.
     pub(super) fn start(&mut self) -> Result<()> {
-        let before = self.database.progress();
+        let before = self.target.progress();
         if let Some(proxy) = &self.proxy {
             proxy.next_client();
         }
@@ -248,7 +241,7 @@ impl<'a> World<'a> {
     /// A restart begins by itself: from here on its first commit is waited for.
     pub(super) fn begin_restart(&mut self) {
         self.look();
-        let before = self.database.progress().unwrap_or_default();
+        let before = self.target.progress().unwrap_or_default();
         self.restarted = Some((Instant::now(), before));
     }
 
@@ -317,9 +310,9 @@ impl<'a> World<'a> {
         both.into_iter().filter(|path| path.exists()).collect()
     }
 
-    /// What the database has of the job.
+    /// What is committed of the job's results.
     pub(super) fn progress(&self) -> Option<String> {
-        self.database.progress()
+        self.target.progress()
     }
 
     /// Waits until more has been committed.
@@ -354,7 +347,7 @@ impl<'a> World<'a> {
         Ok(held)
     }
 
-    /// Whether the database has more than it had.
+    /// Whether more is committed than was.
     fn has_more_than(&self, before: Option<&str>) -> bool {
         let now = self.progress();
         now.is_some() && now.as_deref() != before
@@ -363,7 +356,7 @@ impl<'a> World<'a> {
     /// Notes the first commit after a restart.
     fn look(&mut self) {
         let Some((since, before)) = &self.restarted else { return };
-        if self.database.progress().is_some_and(|now| now != *before) {
+        if self.target.progress().is_some_and(|now| now != *before) {
             self.resumed.push(since.elapsed().as_secs_f64());
             self.restarted = None;
         }
@@ -389,8 +382,7 @@ impl<'a> World<'a> {
 
     /// Compares the tables; at `most` as far as the first that is not equal.
     pub(super) fn verdicts(&self, quickly: bool) -> Vec<Verdict> {
-        let results =
-            Results::Postgres { url: self.database.url.clone(), prefix: PREFIX.to_owned() };
+        let results = self.target.results();
         let work = self.folder.join("judged");
         let mut all = Vec::new();
         for verdict in judge(&self.data, self.job, self.publisher.route, &results, &work) {
@@ -408,15 +400,14 @@ impl<'a> World<'a> {
         self.publisher.surplus()
     }
 
-    /// Keeps what the database knows beside the logs, for who looks into a failure.
+    /// Keeps what is known of the progress beside the logs, for who looks into a failure.
     pub(super) fn keep_progress(&self) {
-        let rows = self.database.query("SELECT * FROM weir_progress ORDER BY 1, 2, 3");
-        let _not_there = fs::write(self.folder.join("progress.txt"), rows.unwrap_or_default());
+        self.target.keep_progress(&self.folder.join("progress.txt"));
     }
 
     /// Removes what the run left on the servers.
     pub(super) fn clear(&self) -> Result<()> {
-        self.database.drop()
+        self.target.clear()
     }
 }
 
@@ -434,7 +425,7 @@ fn fill(
     data: &Data,
     (from, copies): (&Publisher, bool),
     out: &Path,
-    url: &str,
+    sink: &dyn Fn(&str) -> String,
 ) -> Result<String> {
     let folder = places::root().join("scenarios/truth");
     let mut variables = BTreeMap::from([
@@ -446,10 +437,7 @@ fn fill(
         ("COPIES", if copies { second_journal(out) } else { String::new() }),
     ]);
     variables.extend(job.duplicates());
-    let sink = |table: &str| {
-        format!("'connector' = 'postgres', 'url' = '{url}', 'table-name' = '{PREFIX}_{table}'")
-    };
-    Filling { folder: &folder, route: from.route.name(), variables, sink: &sink }.script(job.script)
+    Filling { folder: &folder, route: from.route.name(), variables, sink }.script(job.script)
 }
 
 /// A state in a bucket, with the logs on disks of this machine.
@@ -508,50 +496,4 @@ fn journals(folder: &Path) -> Result<Vec<Vec<u64>>> {
         journals.push(segments);
     }
     Ok(journals)
-}
-
-/// A database of this run, asked directly.
-struct Database {
-    server: String,
-    name: String,
-    url: String,
-}
-
-impl Database {
-    fn make(server: &str, name: &str) -> Result<Database> {
-        let (before, _) = server.rsplit_once('/').context("no database in the URL")?;
-        let url = format!("{before}/{name}");
-        let made = Database { server: server.to_owned(), name: name.to_owned(), url };
-        made.drop()?;
-        ask(server, &format!("CREATE DATABASE {name}"))?;
-        Ok(made)
-    }
-
-    fn drop(&self) -> Result<()> {
-        ask(&self.server, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name))
-            .map(|_| ())
-    }
-
-    /// `host:port` in `postgresql://user@host:port/database`.
-    fn server(&self) -> Result<&str> {
-        let behind = self.url.split_once('@').context("no user in the URL")?.1;
-        behind.split('/').next().context("no host in the URL")
-    }
-
-    fn query(&self, text: &str) -> Result<String> {
-        ask(&self.url, text)
-    }
-
-    /// How far each shard is; `None` where that cannot be told now.
-    fn progress(&self) -> Option<String> {
-        let sql = "SELECT string_agg(concat_ws(' ', sink, shard, epoch), '; ' \
-                   ORDER BY sink, shard) FROM weir_progress";
-        self.query(sql).ok()
-    }
-}
-
-fn ask(url: &str, text: &str) -> Result<String> {
-    let mut psql = Command::new("psql");
-    psql.arg(url).args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]);
-    Ok(process::quietly(psql.env("PGCONNECT_TIMEOUT", "5"))?.trim().to_owned())
 }

@@ -1,5 +1,6 @@
 //! Compares results with the truth, kind by kind, with ../shared/truth/check.py.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,8 @@ pub(crate) enum Results {
     Folder(PathBuf),
     /// In tables `PREFIX_TABLE`.
     Postgres { url: String, prefix: String },
+    /// In topics `PREFIX_TABLE`, as JSON.
+    Kafka { broker: String, prefix: String },
 }
 
 /// What became of one kind.
@@ -55,6 +58,7 @@ fn compare(
     let mut files = match results {
         Results::Folder(folder) => files_below(&folder.join(kind)),
         Results::Postgres { url, prefix } => vec![export(url, prefix, kind, work)?],
+        Results::Kafka { broker, prefix } => vec![consume(broker, prefix, kind, work)?],
     };
     if kind == "bad" || kind.starts_with("late") {
         let numbered = work.join(format!("{kind}.numbered.jsonl"));
@@ -91,10 +95,11 @@ fn compare(
     Ok((done.status.success(), said.trim_end().to_owned()))
 }
 
-/// Files of rows below a folder, or the file itself; hidden ones are drafts.
-fn files_below(path: &Path) -> Vec<PathBuf> {
-    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    if hidden {
+/// Files of rows below a folder, or the file itself. Names that begin with a dot are drafts; the
+/// folder `_weir` holds marks of the sink.
+pub(crate) fn files_below(path: &Path) -> Vec<PathBuf> {
+    let is_of_rows = |name: &OsStr| !name.as_encoded_bytes().starts_with(b".") && name != "_weir";
+    if !path.file_name().is_some_and(is_of_rows) {
         return Vec::new();
     }
     if path.is_file() {
@@ -114,5 +119,13 @@ fn export(url: &str, prefix: &str, kind: &str, work: &Path) -> Result<PathBuf> {
     psql.arg(format!("COPY (SELECT * FROM \"{prefix}_{kind}\") TO STDOUT (FORMAT csv, HEADER)"));
     let rows = process::quietly(&mut psql).with_context(|| format!("reading {prefix}_{kind}"))?;
     fs::write(&path, rows)?;
+    Ok(path)
+}
+
+/// What is committed of a topic, as JSON lines.
+fn consume(broker: &str, prefix: &str, kind: &str, work: &Path) -> Result<PathBuf> {
+    let path = work.join(format!("{kind}.jsonl"));
+    let mut read = own_script("kafka_rows.py");
+    process::quietly(read.args([broker, &format!("{prefix}_{kind}")]).arg(&path))?;
     Ok(path)
 }
