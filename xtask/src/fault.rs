@@ -152,13 +152,18 @@ impl Fault {
     }
 
     /// Where the rows of a run come from. What is on a disk that is lost is a cut log, and with
-    /// MQTT a journal too.
+    /// MQTT a journal too; the second copies of a process's journals are another's.
     fn route(self, seed: u64) -> Route {
         match self {
             Fault::Mqtt | Fault::MqttKill => Route::MqttS3,
-            Fault::LostDisk if !seed.is_multiple_of(2) => Route::MqttS3,
+            _ if self.has_copies() && !seed.is_multiple_of(2) => Route::MqttS3,
             _ => Route::KafkaPostgres,
         }
+    }
+
+    /// Whether journals of MQTT have second copies, where its rows come from there.
+    fn has_copies(self) -> bool {
+        matches!(self, Fault::LostDisk | Fault::Child | Fault::Hang)
     }
 
     /// The servers that its runs need, but for that of the results.
@@ -166,6 +171,7 @@ impl Fault {
         match self {
             Fault::LostDisk => &[Kind::Kafka, Kind::Mosquitto, Kind::S3],
             Fault::AllDisks => &[Kind::Kafka, Kind::S3],
+            Fault::Child | Fault::Hang => &[Kind::Kafka, Kind::Mosquitto],
             Fault::Mqtt | Fault::MqttKill => &[Kind::Mosquitto],
             _ => &[Kind::Kafka],
         }

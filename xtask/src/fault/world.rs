@@ -114,8 +114,8 @@ impl<'a> World<'a> {
         };
         let script = folder.join("script.sql");
         let sink = |table: &str| target.options(table, proxy.as_ref().map(Proxy::address));
-        let copies = fault == Fault::LostDisk;
-        fs::write(&script, fill(job, &data, (&publisher, copies), &folder, &sink)?)?;
+        let from = (&publisher, fault.has_copies());
+        fs::write(&script, fill(job, &data, from, &folder, &sink)?)?;
         let disk = match fault {
             Fault::FullDisk => Some(SmallDisk::make(&folder.join("disk"))?),
             _ => None,
@@ -414,8 +414,8 @@ impl<'a> World<'a> {
 /// The job of a run.
 fn job_of(fault: Fault, seed: u64) -> &'static Job {
     let jobs: &[Job] = if fault.route(seed) == Route::MqttS3 { &JOBS_MQTT } else { &JOBS };
-    // A lost disk has MQTT journals on it where the seed is odd.
-    let turn = if fault == Fault::LostDisk { seed / 2 } else { seed };
+    // Of these the odd seeds are those of MQTT.
+    let turn = if fault.has_copies() { seed / 2 } else { seed };
     &jobs[(turn % jobs.len() as u64) as usize]
 }
 
