@@ -15,7 +15,7 @@ const FAILED_MAX: usize = 5;
 /// So many seeds show everything that can happen at least once.
 const ENOUGH: u64 = 500;
 /// What can happen.
-const EVENTS: [&str; 15] = [
+const EVENTS: [&str; 18] = [
     "by cuts alone",
     "checkpoint damaged",
     "clock goes wrong",
@@ -24,8 +24,11 @@ const EVENTS: [&str; 15] = [
     "disk lost",
     "from a checkpoint",
     "fsync fails",
+    "generation ends for splits",
     "power goes",
     "process killed",
+    "split comes",
+    "splits join",
     "start breaks off",
     "stop",
     "store is away",
@@ -146,4 +149,29 @@ fn an_acknowledgement_before_the_fsync_is_caught() {
 #[test]
 fn a_manifest_before_its_pieces_is_caught() {
     caught(Breakage::PiecesLast);
+}
+
+#[test]
+fn an_operator_that_is_not_flushed_is_caught() {
+    caught(Breakage::NoFlush);
+}
+
+#[test]
+fn a_key_group_that_is_not_restored_is_caught() {
+    caught(Breakage::ForgottenGroup);
+}
+
+#[test]
+fn a_later_split_that_is_read_from_its_end_is_caught() {
+    caught(Breakage::LaterFromEnd);
+}
+
+#[test]
+fn splits_that_are_not_stored_are_caught() {
+    caught(Breakage::SplitsForgotten);
+}
+
+#[test]
+fn a_watermark_that_waits_for_later_splits_is_caught() {
+    caught(Breakage::NotJoined);
 }
