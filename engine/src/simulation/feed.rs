@@ -119,7 +119,7 @@ impl Feed {
     /// Some more rows become available.
     pub(super) fn grow(&self) {
         let split = &self.splits[self.fate.index(self.come())];
-        let more = split.there.load(Ordering::Relaxed) + 1 + self.fate.index(10);
+        let more = split.there.load(Ordering::Relaxed) + 1 + self.fate.index(16);
         split.there.store(more.min(split.rows.len()), Ordering::Relaxed);
     }
 

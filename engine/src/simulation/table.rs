@@ -1,7 +1,8 @@
 //! A transactional target, as PostgreSQL is: rows and progress change together, by compare and set,
 //! and what a client asks for can be refused, done without a reply, or done much later.
 //!
-//! One that takes updates looks closely: what is taken back has to be there, and a key has one line.
+//! One that takes changes looks closely: what is taken back has to be there, and a key has one line.
+//! One that takes rows sees that all lines of a window come in one epoch.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
@@ -44,8 +45,11 @@ struct Request {
     author: (u64, u64),
     from: Option<Epoch>,
     to: Progress,
-    rows: Vec<(Line, i64)>,
+    rows: Vec<Change>,
 }
+
+/// A line with how often it comes, and in which epoch.
+type Change = (Epoch, Line, i64);
 
 #[derive(Default)]
 struct State {
@@ -53,6 +57,8 @@ struct State {
     progress: BTreeMap<u32, Progress>,
     /// Each with how often it is there.
     rows: BTreeMap<Line, i64>,
+    /// By windows' ends, when they fired.
+    fired: BTreeMap<i64, Epoch>,
     late: Vec<Request>,
     /// What was found out to be wrong.
     wrong: Option<String>,
@@ -65,6 +71,28 @@ pub(super) struct Table {
     takes: Takes,
     guards: Guards,
     state: Mutex<State>,
+}
+
+impl State {
+    /// Windows fire; why that cannot be right.
+    fn fire(&mut self, rows: &[Change]) -> Option<String> {
+        rows.iter().find_map(|(epoch, [end, ..], diff)| {
+            let at = *self.fired.entry(*end).or_insert(*epoch);
+            let text = || format!("the window to {end} fires in epoch {at}, and {diff} in {epoch}");
+            (at != *epoch || *diff != 1).then(text)
+        })
+    }
+
+    /// Why lines by key cannot be right.
+    fn wrong_lines(&self) -> Option<String> {
+        if let Some(line) = self.rows.iter().find(|(_, n)| **n != 1) {
+            return Some(format!("{line:?} is not there once"));
+        }
+        let mut keys: Vec<i64> = self.rows.keys().map(|[_, key, ..]| *key).collect();
+        keys.sort_unstable();
+        let twice = keys.windows(2).find(|pair| pair[0] == pair[1]);
+        twice.map(|pair| format!("key {} has two lines", pair[0]))
+    }
 }
 
 impl Table {
@@ -109,31 +137,20 @@ impl Table {
             return Err(ConnectorError::fatal("the progress is not what it was"));
         }
         state.progress.insert(request.shard, request.to);
-        for (line, diff) in &request.rows {
+        for (_, line, diff) in &request.rows {
             *state.rows.entry(*line).or_default() += diff;
         }
         state.rows.retain(|_, n| *n != 0);
-        if let Some(wrong) = self.wrong(&state.rows, &request.rows) {
+        let wrong = match self.takes {
+            Takes::Rows => state.fire(&request.rows),
+            Takes::Changes => state.wrong_lines(),
+        };
+        if let Some(wrong) = wrong {
             let (epoch, shard) = (request.to.epoch, request.shard);
             let text = format!("up to epoch {epoch}, shard {shard}: {wrong}");
             state.wrong.get_or_insert(text);
         }
         Ok(())
-    }
-
-    /// Why rows cannot be right after these changes.
-    fn wrong(&self, rows: &BTreeMap<Line, i64>, changes: &[(Line, i64)]) -> Option<String> {
-        if self.takes == Takes::Rows {
-            let taken_back = changes.iter().find(|(_, diff)| *diff != 1);
-            return taken_back.map(|change| format!("{change:?} is no plain row"));
-        }
-        if let Some(line) = rows.iter().find(|(_, n)| **n != 1) {
-            return Some(format!("{line:?} is not there once"));
-        }
-        let mut keys: Vec<i64> = rows.keys().map(|[_, key, ..]| *key).collect();
-        keys.sort_unstable();
-        let twice = keys.windows(2).find(|pair| pair[0] == pair[1]);
-        twice.map(|pair| format!("key {} has two lines", pair[0]))
     }
 
     /// One attempt: whether it was done, as far as the client knows.
@@ -247,7 +264,7 @@ struct Writer {
     from: Option<Epoch>,
     /// Up to where `rows` go.
     to: Option<Progress>,
-    rows: Vec<(Line, i64)>,
+    rows: Vec<Change>,
     committed: Epoch,
 }
 
@@ -284,13 +301,13 @@ impl SinkWriter for Writer {
 
     fn write(
         &mut self,
-        _epoch: Epoch,
+        epoch: Epoch,
         rows: RecordBatch,
         diffs: Option<ScalarBuffer<i64>>,
     ) -> Result<(), ConnectorError> {
         let diff = |row: usize| diffs.as_ref().map_or(1, |diffs| diffs[row]);
         let lines = cells::<4>(&rows).into_iter().enumerate();
-        self.rows.extend(lines.map(|(row, line)| (line, diff(row))));
+        self.rows.extend(lines.map(|(row, line)| (epoch, line, diff(row))));
         Ok(())
     }
 

@@ -446,10 +446,10 @@ fn outside(fate: &Arc<Fate>, breakage: Option<Breakage>) -> Outside {
     };
     let guards = Guards { fence: !is(Breakage::NoFence), compare: !is(Breakage::NoCompare) };
     Outside {
-        feed: feed(1 + fate.index(3 - usize::from(pushed > 0)), 70, false),
-        changes: feed(1 + fate.index(2), 40, true),
+        feed: feed(1 + fate.index(3 - usize::from(pushed > 0)), 60, false),
+        changes: feed(1 + fate.index(2), 30, true),
         table_first,
-        broker: Broker::of(fate, pushed, 50, is(Breakage::EarlyAcknowledgement)),
+        broker: Broker::of(fate, pushed, 40, is(Breakage::EarlyAcknowledgement)),
         table: Table::of(fate, Takes::Rows, guards),
         folder: Folder::of(fate),
         totals: Table::of(fate, Takes::Changes, guards),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::partial::added_up;
 use super::rows::{Row, WINDOW, cells, group_of, rows_of, table};
 use crate::keys::KeyGroups;
 use crate::operator::{EpochEnd, Operator, OperatorError, Output, StatePart};
@@ -52,15 +53,15 @@ impl Operator for Count {
     }
 
     fn push(&mut self, _port: usize, delta: Delta, _out: &mut Output) -> Result<(), OperatorError> {
-        let columns = delta.rows.num_columns();
         for (n, row) in rows_of(&delta).into_iter().enumerate() {
-            // What was added up before says how many rows it is.
-            let rows = if columns > 3 { super::partial::rows_in(&delta, n) } else { 1 };
-            let (end, key) = place(row, delta.mark(n).max(self.watermark));
+            let added = added_up(&delta, n);
+            // What was added up before is late for no window.
+            let mark = if added.is_some() { MARK_NONE } else { delta.mark(n).max(self.watermark) };
+            let (end, key) = place(row, mark);
             let pane = self.panes.entry(end).or_default();
             pane.pieces.clear();
             let entry = pane.rows.entry(key).or_default();
-            (entry.0, entry.1) = (entry.0 + rows, entry.1 + row.value);
+            (entry.0, entry.1) = (entry.0 + added.unwrap_or(1), entry.1 + row.value);
         }
         Ok(())
     }

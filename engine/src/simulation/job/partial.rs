@@ -52,7 +52,7 @@ impl Partial {
     }
 }
 
-/// Rows with how many each stands for.
+/// Rows with how many each stands for: 0 for one that passes as it is.
 fn counted(
     rows: &RecordBatch,
     counts: impl Iterator<Item = i64>,
@@ -62,9 +62,10 @@ fn counted(
     Ok(RecordBatch::try_from_iter(names.chain([("n", counts)]))?)
 }
 
-/// How many rows a row of a chunk stands for.
-pub(super) fn rows_in(delta: &Delta, row: usize) -> i64 {
-    delta.rows.column(3).as_primitive::<Int64Type>().value(row)
+/// How many rows were added up to a row of a chunk, if any were.
+pub(super) fn added_up(delta: &Delta, row: usize) -> Option<i64> {
+    let counts = delta.rows.columns().get(3)?;
+    Some(counts.as_primitive::<Int64Type>().value(row)).filter(|count| *count > 0)
 }
 
 impl Operator for Partial {
@@ -76,7 +77,7 @@ impl Operator for Partial {
         let rows = rows_of(&delta);
         let late = |row: &Row| row.time <= self.watermark;
         if delta.provenance.is_some() || rows.iter().any(late) {
-            let rows = counted(&delta.rows, rows.iter().map(|_| 1))?;
+            let rows = counted(&delta.rows, rows.iter().map(|_| 0))?;
             out.rows.push(delta.with_rows(rows));
             return Ok(());
         }

@@ -81,6 +81,11 @@ pub(crate) fn difference(lines: &[Line], truth: &[Line], exact: bool) -> Option<
         let counts = |line: &&Line| exact && key_of(line) < KEYS_OF_LATER;
         lines.iter().filter(counts).copied().collect()
     };
+    let mut places: Vec<[i64; 2]> = lines.iter().map(|[place, key, ..]| [*place, *key]).collect();
+    places.sort_unstable();
+    if let Some(pair) = places.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Some(format!("two lines for {:?}", pair[0]));
+    }
     if of_first(lines) == of_first(truth) && by_key(lines) == by_key(truth) {
         return None;
     }
