@@ -7,8 +7,9 @@
 //! changes ────────┘
 //! ```
 //!
-//! Operators are as the real ones are to the engine: one adds up before the exchange and is flushed,
-//! one saves pieces, two save parts by key groups, one takes two inputs, one takes rows back.
+//! Operators are to the engine what the real ones are: one adds up before the exchange and is
+//! flushed, one saves pieces, two save parts by key groups, one takes two inputs, one takes rows
+//! back.
 
 mod count;
 mod enrich;

@@ -1,8 +1,9 @@
 //! A transactional target, as PostgreSQL is: rows and progress change together, by compare and set,
 //! and what a client asks for can be refused, done without a reply, or done much later.
 //!
-//! One that takes changes looks closely: what is taken back has to be there, and a key has one line.
-//! One that takes rows sees that all lines of a window come in one epoch.
+//! # Looking closely
+//! Of what takes changes: what is taken back has to be there, and a key has one line. Of what takes
+//! rows: all lines of a window come in one epoch.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;

@@ -76,15 +76,16 @@ fn whatever_goes_wrong_each_row_is_there_once() {
     assert!(runs < ENOUGH || missing.is_empty(), "these have never happened: {missing:?}");
 }
 
-/// Seeds that have found something once.
+/// Seeds that find what was found once, if it is broken again. Others do where the simulation
+/// changes: then they are looked for anew.
 const FOUND: [u64; 6] = [
     // A cut log that failed when all was read, on a process of several: nobody noticed.
-    559, 915,
+    91, 494,
     // A process that was told to stop a moment after another took that for the end of the input,
     // and closed its files (in the world as it was then).
-    381, 3315,
+    12, 78,
     // A split without a row had another mark once the job had gone on from a checkpoint.
-    4273,
+    213,
     // A process that was killed before the name of its log's first segment was on disk; the next
     // one wrote on, and the power went.
     4391,

@@ -177,7 +177,8 @@ impl World {
         Ok(!stopped)
     }
 
-    /// The generation ends since splits have come: a process that is alone stops, several are killed.
+    /// The generation ends since splits have come: a process that is alone stops, several are
+    /// killed.
     fn renew(&mut self) {
         let fate = self.outside.fate.clone();
         let Some(set) = &mut self.current else { return };
