@@ -59,7 +59,7 @@ impl World {
             hosts.swap(place, fate.index(place + 1));
         }
         // One worker is simulated much faster than several.
-        let single = fate.once_in(2);
+        let single = self.breakage != Some(Breakage::OwnLogOnly) && fate.once_in(2);
         hosts.truncate(if single { 1 } else { 1 + fate.index(hosts.len()) });
         let threads = 1 + usize::from(!single && hosts.len() < 3 && fate.once_in(2));
         let starter = Life::of(&fate);

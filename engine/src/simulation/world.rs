@@ -440,7 +440,8 @@ fn outside(fate: &Arc<Fate>, breakage: Option<Breakage>) -> Outside {
     let table_first = fate.once_in(5);
     let feed = |splits: usize, rows_max: i64, changes: bool| {
         let lazy = fate.once_in(5);
-        let more = is_live && !lazy && !(changes && table_first) && fate.once_in(3);
+        let grows = is_live && !lazy && !(changes && table_first);
+        let more = grows && (is(Breakage::SplitsForgotten) || fate.once_in(3));
         let later = if more { 1 + fate.index(2) } else { 0 };
         let from_end = is(Breakage::LaterFromEnd);
         Feed::of(fate, Shape { splits, later, rows_max, lazy, changes, from_end })

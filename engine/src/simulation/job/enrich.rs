@@ -10,7 +10,8 @@
 //!
 //! # Forgetting
 //! Rows to come, and those that wait, have times beyond the lesser watermark: of the versions up to
-//! it the last of each key is enough.
+//! it the last of each key is enough. Not so of a table that is read first: as long as it is,
+//! versions come in any order.
 
 use std::collections::BTreeMap;
 
@@ -108,7 +109,7 @@ impl Operator for Enrich {
             let rows_joined = joined(rows.iter().map(|row| (*row, self.version(*row))));
             out.rows.push(Delta::fired_at(rows_joined, rows[0].time));
         }
-        if end.watermark() != MARK_END {
+        if !self.whole && end.watermark() != MARK_END {
             self.forget(end.watermark());
         }
         for (before, now) in self.before.iter_mut().zip(watermarks) {
