@@ -23,8 +23,10 @@
 //! # What is checked
 //! At the end all targets hold exactly what a naive computation over the splits gives
 //! (`job/truth.rs`), each row once; where splits were idle or came later, the counts and sums by
-//! key. Every acknowledged message is in the journal, no oftener than it was sent. No generation fails but by an injected fault, each start
-//! that may succeed does, and a run ends within a number of turns.
+//! key. Windows fire once, at every shard in the same epoch; what changes take back was there.
+//! Every acknowledged message is in the journal, no oftener than it was sent. No generation fails
+//! but by an injected fault, each start that may succeed does, and a run ends within a number of
+//! turns.
 //!
 //! # Choosing seeds
 //! `WEIR_SIM_SEEDS=from..to` runs these seeds; `WEIR_SIM_RUNS=n` so many from 0. One seed alone
