@@ -7,10 +7,10 @@
 //! # What is simulated
 //! - *Disks* that forget what was not synced, in part; that are full, lost, or fail to sync.
 //! - *An object store* with puts where nothing is, lost replies, requests that arrive late.
-//! - *A transactional table* and *a folder of files* as targets, with lost replies, refusals and
-//!   commits that arrive late or twice.
-//! - *A source that can be read again*, and *a broker* that delivers at least once, out of order,
-//!   into a journal.
+//! - *Transactional tables*, one of rows and one of changes, and *a folder of files* as targets,
+//!   with lost replies, refusals and commits that arrive late or twice.
+//! - *Sources that can be read again* and get more splits, and *a broker* that delivers at least
+//!   once, out of order, into a journal.
 //! - *Machines* with clocks that are wrong, stand still or step back; *processes* that end in the
 //!   middle of any operation, with or without their machine's power; and what is left of an old
 //!   generation, which goes on while the next one works.
@@ -21,22 +21,24 @@
 //! one seed (`fate.rs`), so that a seed replays. Its trace is a hash over all choices.
 //!
 //! # What is checked
-//! At the end both targets hold exactly what a naive computation over the splits gives, each row
-//! once; where splits were idle, the counts and sums by key. Every acknowledged message is in the
-//! journal, no oftener than it was sent. No generation fails but by an injected fault, each start
-//! that may succeed does, and a run ends within a number of turns.
+//! At the end all targets hold exactly what a naive computation over the splits gives
+//! (`job/truth.rs`), each row once; where splits were idle or came later, the counts and sums by
+//! key. Windows fire once, at every shard in the same epoch; what changes take back was there.
+//! Every acknowledged message is in the journal, no oftener than it was sent. No generation fails
+//! but by an injected fault, each start that may succeed does, and a run ends within a number of
+//! turns.
 //!
 //! # Choosing seeds
 //! `WEIR_SIM_SEEDS=from..to` runs these seeds; `WEIR_SIM_RUNS=n` so many from 0. One seed alone
 //! prints its trace.
 
 mod broker;
-mod count;
 mod crew;
 mod drive;
 mod fate;
 mod feed;
 mod files;
+mod job;
 mod runner;
 mod set;
 mod shelf;
@@ -67,6 +69,16 @@ enum Breakage {
     EarlyAcknowledgement,
     /// Pieces of state reach the store behind the manifest that names them.
     PiecesLast,
+    /// An operator is not flushed where a checkpoint is made.
+    NoFlush,
+    /// An operator takes up all key groups of a checkpoint but one.
+    ForgottenGroup,
+    /// A split that comes later is read from where it ends.
+    LaterFromEnd,
+    /// Splits that have come are not stored.
+    SplitsForgotten,
+    /// The watermark waits for splits that have come, as if they had been there before.
+    NotJoined,
 }
 
 /// How a run went.

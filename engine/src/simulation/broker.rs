@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::count::{Row, batch};
 use super::drive::Drive;
 use super::fate::{End, Fate, Life, lock};
 use super::feed::{rows, spec};
+use super::job::rows::{Row, batch};
 use super::runner::Runner;
 use crate::connector::ConnectorError;
 use crate::journal::simulated::Simulated;
@@ -64,7 +64,7 @@ impl Broker {
     pub(super) fn of(fate: &Arc<Fate>, slots: usize, rows_max: i64, early: bool) -> Arc<Broker> {
         let slot = |_| {
             let mut rows = rows(fate, fate.between(0, rows_max) as usize);
-            rows.push(Row { key: 0, value: 0, time: MARK_END });
+            rows.push(Row { key: 0, value: 0, time: MARK_END, diff: 1 });
             let message = |row| Message { row, acknowledged: false, sent: 0 };
             let state = State {
                 messages: rows.into_iter().map(message).collect(),

@@ -1,13 +1,16 @@
 //! A source that can be read again, as Kafka's partitions can: rows that follow from the seed and
-//! become available by and by.
+//! become available by and by, and splits that come later.
+//!
+//! # How it ends
+//! No split ends before all have come: what can get more splits does not end in the world either.
 
 use arrow::buffer::ScalarBuffer;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::count::{Row, batch};
 use super::fate::{Fate, Life, lock};
+use super::job::rows::{KEYS_OF_LATER, Row, batch};
 use super::runner::Runner;
 use crate::connector::ConnectorError;
 use crate::source::{Chunk, Offsets, Source, SourceHandle, SplitQueue, SplitSpec};
@@ -23,12 +26,28 @@ pub(super) struct FeedSplit {
     there: AtomicUsize,
 }
 
+/// What a feed is like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Splits that are there from the beginning, and those that come later.
+    pub(super) splits: usize,
+    pub(super) later: usize,
+    pub(super) rows_max: i64,
+    /// Whether the splits are as files: whole, and opened only when they are wanted.
+    pub(super) lazy: bool,
+    /// Whether some rows are taken back.
+    pub(super) changes: bool,
+    /// Breaks it: a split that comes later is read from where it ends.
+    pub(super) from_end: bool,
+}
+
 /// All splits.
 pub(super) struct Feed {
     fate: Arc<Fate>,
     pub(super) splits: Vec<FeedSplit>,
-    /// Whether the splits are as files: whole, and opened only when they are wanted.
-    lazy: bool,
+    pub(super) shape: Shape,
+    /// How many splits have come.
+    come: AtomicUsize,
 }
 
 /// Rows in event time that runs on, with disorder and stragglers.
@@ -42,15 +61,29 @@ pub(super) fn rows(fate: &Fate, count: usize) -> Vec<Row> {
             1..=4 => fate.between(0, 19),
             _ => 0,
         };
-        rows.push(Row { key: fate.between(0, 8), value: fate.between(-9, 99), time: time - back });
+        rows.push(Row {
+            key: fate.between(0, 8),
+            value: fate.between(-9, 99),
+            time: time - back,
+            diff: 1,
+        });
     }
     rows
 }
 
 impl Feed {
-    pub(super) fn of(fate: &Arc<Fate>, splits: usize, rows_max: i64, lazy: bool) -> Arc<Feed> {
-        let split = |_| {
-            let rows = rows(fate, fate.between(0, rows_max) as usize);
+    pub(super) fn of(fate: &Arc<Fate>, shape: Shape) -> Arc<Feed> {
+        let split = |number| {
+            let mut rows = rows(fate, fate.between(0, shape.rows_max) as usize);
+            for row in rows.iter_mut().filter(|_| shape.changes) {
+                row.diff = if fate.once_in(5) { -1 } else { 1 };
+            }
+            if number >= shape.splits {
+                // Some find that all others are far ahead.
+                let ahead = fate.between(0, 400);
+                rows.iter_mut().for_each(|row| row.time += ahead);
+                rows.iter_mut().for_each(|row| row.key += KEYS_OF_LATER);
+            }
             let mut at = fate.below(5);
             let mut offset = |_: &Row| {
                 // Transaction markers and what was compacted away leave gaps.
@@ -58,17 +91,35 @@ impl Feed {
                 at - 1
             };
             let offsets = rows.iter().map(&mut offset).collect();
-            let there = AtomicUsize::new(if lazy { rows.len() } else { 0 });
+            let there = AtomicUsize::new(if shape.lazy { rows.len() } else { 0 });
             FeedSplit { rows, offsets, there }
         };
-        let splits = (0..splits).map(split).collect();
-        Arc::new(Feed { fate: fate.clone(), splits, lazy })
+        let splits = (0..shape.splits + shape.later).map(split).collect();
+        let come = AtomicUsize::new(shape.splits);
+        Arc::new(Feed { fate: fate.clone(), splits, shape, come })
+    }
+
+    /// How many splits have come.
+    pub(super) fn come(&self) -> usize {
+        self.come.load(Ordering::Relaxed)
+    }
+
+    /// Another split comes, if one is left; whether it does.
+    pub(super) fn add_split(&self) -> bool {
+        let comes = self.come() < self.splits.len();
+        self.come.fetch_add(usize::from(comes), Ordering::Relaxed);
+        comes
+    }
+
+    /// The rows of all splits.
+    pub(super) fn rows(&self) -> Vec<Vec<Row>> {
+        self.splits.iter().map(|split| split.rows.clone()).collect()
     }
 
     /// Some more rows become available.
     pub(super) fn grow(&self) {
-        let split = &self.splits[self.fate.index(self.splits.len())];
-        let more = split.there.load(Ordering::Relaxed) + 1 + self.fate.index(10);
+        let split = &self.splits[self.fate.index(self.come())];
+        let more = split.there.load(Ordering::Relaxed) + 1 + self.fate.index(16);
         split.there.store(more.min(split.rows.len()), Ordering::Relaxed);
     }
 
@@ -83,6 +134,8 @@ pub(super) struct FeedSource {
     pub(super) runner: Arc<Runner>,
     /// Whether workers read themselves, or tasks do.
     pub(super) helps: bool,
+    /// Whether its generation knows all splits that ever come.
+    pub(super) all: bool,
 }
 
 /// Reads one split.
@@ -91,6 +144,8 @@ struct Reader {
     life: Arc<Life>,
     queue: Arc<SplitQueue>,
     at: usize,
+    /// Whether the split ends behind its last row.
+    ends: bool,
 }
 
 impl Reader {
@@ -104,7 +159,7 @@ impl Reader {
         if !self.queue.wanted() {
             return Some(false);
         }
-        if self.at == split.rows.len() {
+        if self.at == split.rows.len() && self.ends {
             self.queue.finish();
             return None;
         }
@@ -115,9 +170,12 @@ impl Reader {
         let to = there.min(self.at + 1 + self.feed.fate.below(CHUNK_ROWS) as usize);
         let offsets: ScalarBuffer<u64> = split.offsets[self.at..to].iter().copied().collect();
         let next_offset = split.offsets[to - 1] + 1;
-        let chunk = Chunk::plain(batch(&split.rows[self.at..to]), 0);
+        let rows = &split.rows[self.at..to];
+        let taken_back = rows.iter().any(|row| row.diff != 1);
+        let diffs = taken_back.then(|| rows.iter().map(|row| row.diff).collect());
+        let offsets = Offsets::Each(offsets);
+        let chunk = Chunk { diffs, offsets, next_offset, ..Chunk::plain(batch(rows), 0) };
         self.at = to;
-        let chunk = Chunk { offsets: Offsets::Each(offsets), next_offset, ..chunk };
         self.queue.push(chunk).then_some(true)
     }
 }
@@ -150,17 +208,31 @@ struct Open {
 
 impl Source for FeedSource {
     fn splits(&self) -> Result<Vec<SplitSpec>, ConnectorError> {
-        let lazy = self.feed.lazy;
-        let specs = (0..self.feed.splits.len() as u64).map(|number| spec(number, "feed"));
+        let Shape { splits, lazy, .. } = self.feed.shape;
+        let specs = (0..splits as u64).map(|number| spec(number, "feed"));
         Ok(specs.map(|spec| SplitSpec { lazy, ..spec }).collect())
+    }
+
+    fn added(&self, known: &[SplitSpec]) -> Result<Vec<SplitSpec>, ConnectorError> {
+        if !self.runner.life.goes_on() || self.feed.fate.once_in(6) {
+            return Err(ConnectorError::retry("the source cannot be reached"));
+        }
+        let is_known = |number: &u64| known.iter().any(|split| split.number == *number);
+        let fresh = (0..self.feed.come() as u64).filter(|number| !is_known(number));
+        Ok(fresh.map(|number| spec(number, "feed")).collect())
     }
 
     fn open(&self, queues: Vec<Arc<SplitQueue>>) -> Result<Box<dyn SourceHandle>, ConnectorError> {
         let reader = |queue: Arc<SplitQueue>| {
-            let start = queue.start_offset().unwrap_or(0);
-            let offsets = &self.feed.splits[queue.split.number as usize].offsets;
-            let at = offsets.partition_point(|offset| *offset < start);
-            Reader { feed: self.feed.clone(), life: self.runner.life.clone(), queue, at }
+            let split = &self.feed.splits[queue.split.number as usize];
+            let at = match queue.start_offset() {
+                None if self.feed.shape.from_end && queue.split.joined => {
+                    split.there.load(Ordering::Relaxed)
+                }
+                start => split.offsets.partition_point(|offset| Some(*offset) < start),
+            };
+            let (feed, life) = (self.feed.clone(), self.runner.life.clone());
+            Reader { feed, life, queue, at, ends: self.all }
         };
         let readers: Vec<Reader> = queues.into_iter().map(reader).collect();
         let stop = Arc::new(AtomicBool::new(false));

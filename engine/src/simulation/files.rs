@@ -1,13 +1,13 @@
 //! A target of files: rows of several epochs become one object, put once under a name that follows
 //! from its first epoch. Until then a checkpoint has them.
 
-use arrow::array::{Array, Int64Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::count::{Line, lines};
 use super::fate::{Fate, Life, lock};
+use super::job::rows::{Line, cells, table};
 use crate::connector::ConnectorError;
 use crate::keys::KeyGroups;
 use crate::sink::{Author, ShardEnd, Sink, SinkReport, SinkWriter};
@@ -129,33 +129,24 @@ impl SinkWriter for Writer {
         _diffs: Option<ScalarBuffer<i64>>,
     ) -> Result<(), ConnectorError> {
         self.first.get_or_insert(epoch);
-        self.rows.extend(lines(&rows));
+        self.rows.extend(cells::<4>(&rows));
         Ok(())
     }
 
     fn save(&mut self, pieces: &mut dyn Pieces) -> Result<(), ConnectorError> {
         let Some(first) = self.first else { return Ok(()) };
-        let column = |c: usize| {
-            let cells = self.rows.iter().map(|line| line[c]);
-            Arc::new(Int64Array::from_iter_values(cells)) as Arc<dyn Array>
-        };
-        let firsts = self.rows.iter().map(|_| first as i64);
-        let firsts = Arc::new(Int64Array::from_iter_values(firsts)) as Arc<dyn Array>;
-        let columns = ["end", "key", "n", "sum"].into_iter().enumerate();
-        let columns = columns.map(|(c, name)| (name, column(c))).chain([("first", firsts)]);
-        let rows = RecordBatch::try_from_iter(columns);
-        let rows = rows.map_err(|e| ConnectorError::fatal(e.to_string()))?;
+        let line = |[end, key, n, sum]: &Line| [*end, *key, *n, *sum, first as i64];
+        let lines: Vec<[i64; 5]> = self.rows.iter().map(line).collect();
+        let rows = table(["end", "key", "n", "sum", "first"], &lines);
         pieces.put(StatePart { kind: "open", key_groups: KeyGroups::ALL, rows });
         Ok(())
     }
 
     fn resume(&mut self, pieces: Vec<Restored>) -> Result<(), ConnectorError> {
         for (_, part) in pieces {
-            self.rows.extend(lines(&part.rows));
-            let firsts = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(
-                part.rows.column(4),
-            );
-            self.first = firsts.values().first().map(|first| *first as Epoch);
+            self.rows.extend(cells::<4>(&part.rows));
+            let first = cells::<5>(&part.rows).first().map(|[.., first]| *first as Epoch);
+            self.first = first;
         }
         Ok(())
     }

@@ -4,107 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::broker::{Broker, BrokerSource};
-use super::count::{Count, DELAY, schema};
 use super::crew::{Crew, Seat};
 use super::fate::{End, Fate, Life, Skewed};
-use super::feed::{Feed, FeedSource};
-use super::files::{Folder, FolderSink};
+use super::job::{Outside, Splits};
 use super::runner::{Runner, Slot};
-use super::shelf::{Shelf, Shelved};
-use super::table::{Table, TableSink};
 use crate::clock::Clock;
-use crate::flow::{EpochPolicy, Host, JobInput};
-use crate::graph::{Exchange, Graph, Sharding, SinkNode, SourceNode, SourceTime};
+use crate::flow::Host;
 use crate::job::JobControl;
-use crate::source::Source;
-use crate::store::JobStore;
 use crate::time::Millis;
-
-/// What a job reads and writes, and how.
-#[derive(Clone)]
-pub(super) struct Outside {
-    pub(super) fate: Arc<Fate>,
-    pub(super) feed: Arc<Feed>,
-    pub(super) broker: Arc<Broker>,
-    pub(super) table: Arc<Table>,
-    pub(super) folder: Arc<Folder>,
-    pub(super) shelf: Arc<Shelf>,
-    pub(super) policy: EpochPolicy,
-    pub(super) idle_timeout: Option<Millis>,
-    pub(super) advance_after: Option<Millis>,
-    pub(super) max_drift: Option<Millis>,
-    pub(super) helps: bool,
-}
-
-impl Outside {
-    pub(super) fn store(&self, life: &Arc<Life>) -> JobStore {
-        JobStore::over(Arc::new(Shelved { shelf: self.shelf.clone(), life: life.clone() }))
-    }
-
-    pub(super) fn table_sink(&self, life: &Arc<Life>) -> TableSink {
-        TableSink { table: self.table.clone(), life: life.clone() }
-    }
-
-    /// More is there to be read.
-    pub(super) fn grow(&self) {
-        if self.broker.slots.is_empty() || self.fate.once_in(2) {
-            return self.feed.grow();
-        }
-        for _ in 0..=self.fate.below(3) {
-            self.broker.act(&self.fate);
-        }
-    }
-
-    fn sources(&self, runner: &Arc<Runner>) -> Vec<Arc<dyn Source>> {
-        let (feed, broker) = (self.feed.clone(), self.broker.clone());
-        let feed = FeedSource { feed, runner: runner.clone(), helps: self.helps };
-        let mut sources: Vec<Arc<dyn Source>> = vec![Arc::new(feed)];
-        if !broker.slots.is_empty() {
-            sources.push(Arc::new(BrokerSource { broker, runner: runner.clone() }));
-        }
-        sources
-    }
-
-    pub(super) fn job(&self, runner: &Arc<Runner>) -> JobInput {
-        let sources = self.sources(runner);
-        let splits = sources.iter().map(|source| source.splits().unwrap_or_default()).collect();
-        JobInput { policy: self.policy, splits }
-    }
-
-    /// Both sources, counted, to both sinks.
-    pub(super) fn graph(&self, runner: &Arc<Runner>, workers: usize) -> Graph {
-        let mut graph = Graph { workers, ..Graph::default() };
-        let mut edges = Vec::new();
-        for (index, source) in self.sources(runner).into_iter().enumerate() {
-            edges.push(graph.source(SourceNode {
-                index: index as u32,
-                table: format!("source {index}"),
-                source,
-                compute: None,
-                schema: schema(),
-                time: Some(SourceTime { column: 2, delay: DELAY, max_ahead: None }),
-                table_first: false,
-                dead_letters: false,
-                idle_timeout: self.idle_timeout,
-                idle_on_disconnect: false,
-                max_drift: self.max_drift,
-                advance_after: self.advance_after,
-            }));
-        }
-        let rows = if edges.len() > 1 { graph.union(edges) } else { edges[0] };
-        let counts =
-            graph.operator(Box::new(Count::start()), vec![(rows, Exchange::Keys(vec![0]))]);
-        let table = Arc::new(self.table_sink(&runner.life));
-        let sharding = Sharding::Keys(vec![1]);
-        let node = SinkNode { table: "table".into(), sink: table, sharding: sharding.clone() };
-        graph.sink(node, counts);
-        let (folder, life) = (self.folder.clone(), runner.life.clone());
-        let folder = Arc::new(FolderSink { folder, life });
-        graph.sink(SinkNode { table: "folder".into(), sink: folder, sharding }, counts);
-        graph
-    }
-}
 
 /// A process of a set.
 pub(super) struct Process {
@@ -124,6 +31,7 @@ impl Process {
 /// A generation at work, or what is left of one.
 pub(super) struct Set {
     pub(super) generation: u64,
+    pub(super) splits: Splits,
     pub(super) processes: Vec<Process>,
     /// Workers a process.
     threads: usize,
@@ -136,22 +44,24 @@ pub(super) struct Set {
 impl Set {
     pub(super) fn start(
         outside: &Outside,
-        generation: u64,
+        (generation, splits): (u64, Splits),
         processes: Vec<Process>,
         (threads, alone): (usize, bool),
         bytes: bool,
     ) -> Result<Set, String> {
+        let partial = outside.fate.once_in(2);
         let seat = |worker: usize| {
             let process = &processes[worker / threads];
             let (outside, runner) = (outside.clone(), process.runner.clone());
-            let job = outside.job(&runner);
-            let graph = Box::new(move |workers| outside.graph(&runner, workers));
+            let (job, splits) = (outside.input(&splits), splits.clone());
+            let graph = move |workers| outside.graph(&runner, (workers, &splits), partial);
+            let graph = Box::new(graph);
             let control = process.control.clone()?;
             Some(Seat { control, graph, job, host: Host { threads, alone, second_copy: None } })
         };
         let seats = (0..processes.len() * threads).filter_map(seat).collect();
         let crew = Crew::start(seats, bytes)?;
-        Ok(Set { generation, processes, threads, crew, stopped: false, slow: None })
+        Ok(Set { generation, splits, processes, threads, crew, stopped: false, slow: None })
     }
 
     /// Whether all workers have ended well.

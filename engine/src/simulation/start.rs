@@ -1,11 +1,11 @@
-//! How a generation begins: the order of `weir run --state`, with everything that can go wrong but
-//! for splits that come.
+//! How a generation begins: the order of `weir run --state`, with everything that can go wrong.
 
 use std::sync::Arc;
 
 use super::Breakage;
 use super::drive::Drive;
 use super::fate::{End, Life, Skewed};
+use super::job::Splits;
 use super::runner::Runner;
 use super::set::{Process, Set};
 use super::world::World;
@@ -18,8 +18,8 @@ use crate::cutlog::{
 };
 use crate::job::{JobControl, Lasting};
 use crate::journal::{Bucket, failed};
-use crate::sink::{Author, Sink};
-use crate::source::Wake;
+use crate::sink::Author;
+use crate::source::{SplitSpec, Wake};
 use crate::store::JobStore;
 use crate::time::Epoch;
 
@@ -47,6 +47,7 @@ struct Begun {
     generation: u64,
     holder: u64,
     restored: Option<(u64, Epoch)>,
+    splits: Splits,
 }
 
 impl World {
@@ -60,7 +61,7 @@ impl World {
             hosts.swap(place, fate.index(place + 1));
         }
         // One worker is simulated much faster than several.
-        let single = fate.once_in(2);
+        let single = self.breakage != Some(Breakage::OwnLogOnly) && fate.once_in(2);
         hosts.truncate(if single { 1 } else { 1 + fate.index(hosts.len()) });
         let threads = 1 + usize::from(!single && hosts.len() < 3 && fate.once_in(2));
         let starter = Life::of(&fate);
@@ -126,8 +127,11 @@ impl World {
         let generation = store.claim(newest + 1)?;
         let begun = store.generations()?.iter().any(|g| g.begun.is_some());
         let holder = self.outside.fate.below(u64::MAX);
-        let author = Author { begun, ..Author::of("job", (generation, holder), 0, "table") };
-        let there = self.outside.table_sink(life).take_over(&author)?;
+        let mut there = None;
+        for (number, name, sink) in self.outside.tables(life) {
+            let author = Author::of("job", (generation, holder), number, name);
+            there = there.max(sink.take_over(&Author { begun, ..author })?);
+        }
         if self.logs_in_store {
             logs = self.logs_on(found, life)?;
         }
@@ -140,6 +144,7 @@ impl World {
             let base = choice.base;
             return Err(Refused::Wrong(format!("the table is at {there:?}, the logs at {base:?}")));
         }
+        let splits = self.splits(&store, life, begun.then_some(generation))?;
         settle(&mut logs, choice, hosts).map_err(of_log)?;
         for (machine, log) in &mut logs {
             let (base, workers) = (choice.base, threads as u32);
@@ -149,7 +154,39 @@ impl World {
             }
         }
         store.begin(generation, choice.base)?;
-        Ok(Begun { generation, holder, restored })
+        Ok(Begun { generation, holder, restored, splits })
+    }
+
+    /// The splits as they were stored, with those that have come since: these are stored under the
+    /// generation that begins, unless it is the first.
+    fn splits(
+        &mut self,
+        store: &JobStore,
+        life: &Arc<Life>,
+        generation: Option<u64>,
+    ) -> Result<Splits, Refused> {
+        let runner = Runner::of(life);
+        let mut splits = self.outside.first_splits(&runner);
+        if let Some(newest) = store.objects().list("splits")?.last()
+            && let Some(all) = store.get(newest)?
+        {
+            splits = all;
+        }
+        let Some(generation) = generation else { return Ok(splits) };
+        let mut grown = false;
+        let joined = self.breakage != Some(Breakage::NotJoined);
+        let added = self.outside.added(&runner, &splits);
+        // A source that does not answer keeps nobody from reading what is known.
+        for (known, added) in splits.iter_mut().zip(added) {
+            let added = added.unwrap_or_default();
+            grown |= !added.is_empty();
+            known.extend(added.into_iter().map(|split| SplitSpec { joined, ..split }));
+        }
+        if grown && self.breakage != Some(Breakage::SplitsForgotten) {
+            store.put(&format!("splits/{generation:020}.json"), &splits)?;
+            self.events.count("splits join");
+        }
+        Ok(splits)
     }
 
     fn newest_checkpoint(
@@ -199,8 +236,8 @@ impl World {
         }
         let bytes = self.outside.fate.once_in(4);
         let alone = hosts.len() == 1 || self.breakage == Some(Breakage::OwnLogOnly);
-        Set::start(&self.outside, begun.generation, processes, (threads, alone), bytes)
-            .map_err(Refused::Wrong)
+        let what = (begun.generation, begun.splits.clone());
+        Set::start(&self.outside, what, processes, (threads, alone), bytes).map_err(Refused::Wrong)
     }
 
     fn lasting(
@@ -211,7 +248,7 @@ impl World {
         threads: usize,
         runner: &Arc<Runner>,
     ) -> Result<Lasting, Refused> {
-        let Begun { generation, holder, restored } = *begun;
+        let Begun { generation, holder, restored, .. } = *begun;
         let store = self.outside.store(&runner.life);
         let log = self.log_on(log, &runner.life).map_err(of_log)?;
         let name =

@@ -1,13 +1,17 @@
 //! A transactional target, as PostgreSQL is: rows and progress change together, by compare and set,
 //! and what a client asks for can be refused, done without a reply, or done much later.
+//!
+//! # Looking closely
+//! Of what takes changes: what is taken back has to be there, and a key has one line. Of what takes
+//! rows: all lines of a window come in one epoch.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::ScalarBuffer;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::count::{Line, lines};
 use super::fate::{Fate, Life, lock};
+use super::job::rows::{Line, cells};
 use crate::connector::ConnectorError;
 use crate::sink::{Author, Progress, ShardEnd, Sink, SinkReport, SinkWriter};
 use crate::time::Epoch;
@@ -16,6 +20,15 @@ use crate::time::Epoch;
 const ATTEMPTS: usize = 40;
 /// Requests that are on their way for long.
 const LATE_MAX: usize = 4;
+
+/// What a target takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// Rows that stay.
+    Rows,
+    /// Lines by key, which come and go.
+    Changes,
+}
 
 /// What holds the target together, and what tests take away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,36 +46,70 @@ struct Request {
     author: (u64, u64),
     from: Option<Epoch>,
     to: Progress,
-    rows: Vec<Line>,
+    rows: Vec<Change>,
 }
+
+/// A line with how often it comes, and in which epoch.
+type Change = (Epoch, Line, i64);
 
 #[derive(Default)]
 struct State {
     owner: (u64, u64),
     progress: BTreeMap<u32, Progress>,
-    rows: Vec<Line>,
+    /// Each with how often it is there.
+    rows: BTreeMap<Line, i64>,
+    /// By windows' ends, when they fired.
+    fired: BTreeMap<i64, Epoch>,
     late: Vec<Request>,
+    /// What was found out to be wrong.
+    wrong: Option<String>,
 }
 
 /// The target.
 pub(super) struct Table {
     fate: Arc<Fate>,
     pub(super) shards: u32,
+    takes: Takes,
     guards: Guards,
     state: Mutex<State>,
 }
 
-impl Table {
-    pub(super) fn of(fate: &Arc<Fate>, guards: Guards) -> Arc<Table> {
-        let shards = fate.between(1, 3) as u32;
-        Arc::new(Table { fate: fate.clone(), shards, guards, state: Mutex::default() })
+impl State {
+    /// Windows fire; why that cannot be right.
+    fn fire(&mut self, rows: &[Change]) -> Option<String> {
+        rows.iter().find_map(|(epoch, [end, ..], diff)| {
+            let at = *self.fired.entry(*end).or_insert(*epoch);
+            let text = || format!("the window to {end} fires in epoch {at}, and {diff} in {epoch}");
+            (at != *epoch || *diff != 1).then(text)
+        })
     }
 
-    /// Its rows, sorted.
-    pub(super) fn rows(&self) -> Vec<Line> {
-        let mut rows = lock(&self.state).rows.clone();
-        rows.sort_unstable();
-        rows
+    /// Why lines by key cannot be right.
+    fn wrong_lines(&self) -> Option<String> {
+        if let Some(line) = self.rows.iter().find(|(_, n)| **n != 1) {
+            return Some(format!("{line:?} is not there once"));
+        }
+        let mut keys: Vec<i64> = self.rows.keys().map(|[_, key, ..]| *key).collect();
+        keys.sort_unstable();
+        let twice = keys.windows(2).find(|pair| pair[0] == pair[1]);
+        twice.map(|pair| format!("key {} has two lines", pair[0]))
+    }
+}
+
+impl Table {
+    pub(super) fn of(fate: &Arc<Fate>, takes: Takes, guards: Guards) -> Arc<Table> {
+        let shards = fate.between(1, 3) as u32;
+        Arc::new(Table { fate: fate.clone(), shards, takes, guards, state: Mutex::default() })
+    }
+
+    /// Its rows, sorted; or why they cannot be right.
+    pub(super) fn rows(&self) -> Result<Vec<Line>, String> {
+        let state = lock(&self.state);
+        if let Some(wrong) = &state.wrong {
+            return Err(wrong.clone());
+        }
+        let times = |(line, n): (&Line, &i64)| vec![*line; usize::try_from(*n).unwrap_or(0)];
+        Ok(state.rows.iter().flat_map(times).collect())
     }
 
     /// Something that was long on its way arrives; false: nothing was.
@@ -91,7 +138,19 @@ impl Table {
             return Err(ConnectorError::fatal("the progress is not what it was"));
         }
         state.progress.insert(request.shard, request.to);
-        state.rows.extend(request.rows);
+        for (_, line, diff) in &request.rows {
+            *state.rows.entry(*line).or_default() += diff;
+        }
+        state.rows.retain(|_, n| *n != 0);
+        let wrong = match self.takes {
+            Takes::Rows => state.fire(&request.rows),
+            Takes::Changes => state.wrong_lines(),
+        };
+        if let Some(wrong) = wrong {
+            let (epoch, shard) = (request.to.epoch, request.shard);
+            let text = format!("up to epoch {epoch}, shard {shard}: {wrong}");
+            state.wrong.get_or_insert(text);
+        }
         Ok(())
     }
 
@@ -141,7 +200,7 @@ impl Sink for TableSink {
     }
 
     fn accepts_retractions(&self) -> bool {
-        false
+        self.table.takes == Takes::Changes
     }
 
     fn take_over(&self, author: &Author) -> Result<Option<Epoch>, ConnectorError> {
@@ -206,7 +265,7 @@ struct Writer {
     from: Option<Epoch>,
     /// Up to where `rows` go.
     to: Option<Progress>,
-    rows: Vec<Line>,
+    rows: Vec<Change>,
     committed: Epoch,
 }
 
@@ -243,11 +302,13 @@ impl SinkWriter for Writer {
 
     fn write(
         &mut self,
-        _epoch: Epoch,
+        epoch: Epoch,
         rows: RecordBatch,
-        _diffs: Option<ScalarBuffer<i64>>,
+        diffs: Option<ScalarBuffer<i64>>,
     ) -> Result<(), ConnectorError> {
-        self.rows.extend(lines(&rows));
+        let diff = |row: usize| diffs.as_ref().map_or(1, |diffs| diffs[row]);
+        let lines = cells::<4>(&rows).into_iter().enumerate();
+        self.rows.extend(lines.map(|(row, line)| (epoch, line, diff(row))));
         Ok(())
     }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::Breakage;
 use super::broker::Broker;
-use super::count::{by_key, truth};
 use super::fate::{End, Fate, Life};
-use super::feed::Feed;
+use super::feed::{Feed, Shape};
 use super::files::Folder;
-use super::set::{Events, Machine, Outside, Set};
+use super::job::Outside;
+use super::set::{Events, Machine, Set};
 use super::shelf::Shelf;
 use super::start::Refused;
-use super::table::{FENCED, Guards, Table};
+use super::table::{FENCED, Guards, Table, Takes};
 use crate::checkpoint::{Name, in_force};
 use crate::flow::EpochPolicy;
 use crate::journal::Disk;
@@ -53,30 +53,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn of(seed: u64, breakage: Option<Breakage>) -> World {
         let fate = Fate::of(seed);
-        let is = |what| breakage == Some(what);
-        let pushed = if fate.once_in(3) { 1 + fate.index(2) } else { 0 };
-        let splits = 1 + fate.index(3 - usize::from(pushed > 0));
-        let policy = match fate.below(4) {
-            0 => EpochPolicy::rows(fate.between(4, 30) as usize),
-            _ => EpochPolicy::Live {
-                interval: fate.between(1, 12),
-                rows: fate.between(4, 30) as usize,
-            },
-        };
-        let guards = Guards { fence: !is(Breakage::NoFence), compare: !is(Breakage::NoCompare) };
-        let outside = Outside {
-            feed: Feed::of(&fate, splits, 70, fate.once_in(5)),
-            broker: Broker::of(&fate, pushed, 50, is(Breakage::EarlyAcknowledgement)),
-            table: Table::of(&fate, guards),
-            folder: Folder::of(&fate),
-            shelf: Shelf::of(&fate, is(Breakage::PiecesLast)),
-            policy,
-            idle_timeout: fate.once_in(4).then(|| fate.between(5, 40)),
-            advance_after: fate.once_in(2).then(|| fate.between(0, 40)),
-            max_drift: fate.once_in(4).then(|| fate.between(0, 150)),
-            helps: fate.once_in(2),
-            fate: fate.clone(),
-        };
+        let outside = outside(&fate, breakage);
         let mut world = World {
             machines: Vec::new(),
             newest: Vec::new(),
@@ -128,8 +105,8 @@ impl World {
         for _ in 0..40 {
             self.zombie_acts()?;
         }
-        while self.outside.table.arrive() || self.outside.shelf.arrive() {}
-        self.check()
+        while self.outside.arrive() {}
+        self.outside.check()
     }
 
     /// One thing happens; true once all is done.
@@ -153,8 +130,9 @@ impl World {
                 }
             }
             82..86 => self.zombie_acts()?,
-            86..97 => self.outside.grow(),
-            97 | 98 => drop(self.outside.table.arrive() || self.outside.shelf.arrive()),
+            86..96 => self.outside.grow(),
+            96 => self.add_split(),
+            97 | 98 => drop(self.outside.arrive()),
             _ => self.fault(),
         }
         self.look_after()
@@ -184,6 +162,12 @@ impl World {
             set.spread(&self.outside.fate);
         }
         if !set.is_done() {
+            if !set.stopped
+                && self.outside.has_more_than(&set.splits)
+                && self.outside.fate.once_in(20)
+            {
+                self.renew();
+            }
             return Ok(false);
         }
         set.close();
@@ -191,6 +175,26 @@ impl World {
         self.current = None;
         lives.iter().for_each(|life| self.release(life));
         Ok(!stopped)
+    }
+
+    /// The generation ends since splits have come: a process that is alone stops, several are
+    /// killed.
+    fn renew(&mut self) {
+        let fate = self.outside.fate.clone();
+        let Some(set) = &mut self.current else { return };
+        self.events.count("generation ends for splits");
+        fate.note("the generation ends for splits that have come");
+        match set.processes.len() {
+            1 => set.stop(&fate),
+            count => self.break_up(fate.index(count), End::Killed),
+        }
+    }
+
+    /// A split comes, if one is left.
+    fn add_split(&mut self) {
+        if self.outside.add_split() {
+            self.events.count("split comes");
+        }
     }
 
     fn lives_of_current(&self) -> Vec<Arc<Life>> {
@@ -346,6 +350,9 @@ impl World {
         }
         self.lose_a_disk();
         self.damage_a_checkpoint();
+        if fate.once_in(4) {
+            self.add_split();
+        }
         match self.start() {
             Ok(set) => {
                 self.events.count("generation");
@@ -399,30 +406,6 @@ impl World {
         self.events.count("checkpoint damaged");
         self.outside.fate.note(&format!("checkpoint {newest:?} is damaged"));
     }
-
-    /// That the targets hold what the splits say, each row once.
-    fn check(&self) -> Result<(), String> {
-        self.outside.broker.check()?;
-        let mut splits: Vec<_> =
-            self.outside.feed.splits.iter().map(|split| split.rows.clone()).collect();
-        splits.extend(self.outside.broker.journaled());
-        let truth = truth(&splits);
-        let targets =
-            [("table", self.outside.table.rows()), ("folder", self.outside.folder.rows()?)];
-        for (name, rows) in targets {
-            let exact = self.outside.idle_timeout.is_none();
-            if exact && rows != truth || by_key(&rows) != by_key(&truth) {
-                let more: Vec<_> = rows.iter().filter(|row| !truth.contains(row)).collect();
-                let less: Vec<_> = truth.iter().filter(|row| !rows.contains(row)).collect();
-                let counts = (rows.len(), truth.len());
-                return Err(format!("{name}: {counts:?} rows; too much {more:?}, lacks {less:?}"));
-            }
-        }
-        if !self.outside.feed.is_whole() {
-            return Err("the run has ended before all was there".to_owned());
-        }
-        Ok(())
-    }
 }
 
 impl Drop for World {
@@ -439,5 +422,46 @@ impl Drop for World {
 impl World {
     pub(super) fn fate(&self) -> &Fate {
         &self.outside.fate
+    }
+}
+
+/// What is around a job, and how it is.
+fn outside(fate: &Arc<Fate>, breakage: Option<Breakage>) -> Outside {
+    let is = |what| breakage == Some(what);
+    let pushed = if fate.once_in(3) { 1 + fate.index(2) } else { 0 };
+    let policy = match fate.below(4) {
+        0 => EpochPolicy::rows(fate.between(4, 30) as usize),
+        _ => {
+            EpochPolicy::Live { interval: fate.between(1, 12), rows: fate.between(4, 30) as usize }
+        }
+    };
+    // A replay has all splits before it begins, and so has what is read first.
+    let is_live = matches!(policy, EpochPolicy::Live { .. });
+    let table_first = fate.once_in(5);
+    let feed = |splits: usize, rows_max: i64, changes: bool| {
+        let lazy = fate.once_in(5);
+        let grows = is_live && !lazy && !(changes && table_first);
+        let more = grows && (is(Breakage::SplitsForgotten) || fate.once_in(3));
+        let later = if more { 1 + fate.index(2) } else { 0 };
+        let from_end = is(Breakage::LaterFromEnd);
+        Feed::of(fate, Shape { splits, later, rows_max, lazy, changes, from_end })
+    };
+    let guards = Guards { fence: !is(Breakage::NoFence), compare: !is(Breakage::NoCompare) };
+    Outside {
+        feed: feed(1 + fate.index(3 - usize::from(pushed > 0)), 60, false),
+        changes: feed(1 + fate.index(2), 30, true),
+        table_first,
+        broker: Broker::of(fate, pushed, 40, is(Breakage::EarlyAcknowledgement)),
+        table: Table::of(fate, Takes::Rows, guards),
+        folder: Folder::of(fate),
+        totals: Table::of(fate, Takes::Changes, guards),
+        shelf: Shelf::of(fate, is(Breakage::PiecesLast)),
+        policy,
+        idle_timeout: fate.once_in(4).then(|| fate.between(5, 40)),
+        advance_after: fate.once_in(2).then(|| fate.between(0, 40)),
+        max_drift: fate.once_in(4).then(|| fate.between(0, 150)),
+        helps: fate.once_in(2),
+        fate: fate.clone(),
+        breakage,
     }
 }
