@@ -1,5 +1,5 @@
-//! Waiting: between attempts longer each time, and never beyond a stop; side by side, so that nothing
-//! waits behind something else that waits.
+//! Waiting: between attempts longer each time, and never beyond a stop; side by side, so that
+//! nothing waits behind something else that waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -50,7 +50,8 @@ pub(crate) fn patiently<T>(
     None
 }
 
-/// Does the same with all of these, each on a thread of its own; what comes of them, in their order.
+/// Does the same with all of these, each on a thread of its own; what comes of them, in their
+/// order.
 pub(crate) fn side_by_side<T: Send, Done: Send>(
     all: Vec<T>,
     work: impl Fn(T) -> Result<Done, Trouble> + Sync,

@@ -102,8 +102,8 @@ pub enum Remedy {
     Reconfigure,
     /// Nothing helps: the job fails.
     Fatal,
-    /// Another process of the job is out of reach, which is no fault of the job: where it lasts, its
-    /// next generation goes on.
+    /// Another process of the job is out of reach, which is no fault of the job: where it lasts,
+    /// its next generation goes on.
     NextGeneration,
 }
 

@@ -73,6 +73,11 @@ impl Simulated {
         self.state().capacity = bytes;
     }
 
+    /// It was the process that died, not the machine: nothing is forgotten.
+    pub fn power_back(&self) {
+        self.state().fuse = None;
+    }
+
     /// The disk as it is found after the power has gone.
     pub fn after_crash(&self, seed: u64) -> Simulated {
         let mut whims = Whims(seed);

@@ -26,11 +26,11 @@
 //!
 //! # Limits
 //! A transaction that a dead writer has left open in the progress topic holds the recoveries of all
-//! others back until its own recovery shuts it out, or the broker ends it (`transaction.timeout.ms`,
-//! a minute by default): so all sinks of a job, and all jobs of a script, are taken over side by
-//! side. Jobs that share the topic and are not started again cost the others that minute. The
-//! topic is read as a whole; it is made with segments of 16 MiB, of which the broker's cleaner
-//! leaves few.
+//! others back until its own recovery shuts it out, or the broker ends it
+//! (`transaction.timeout.ms`, a minute by default): so all sinks of a job, and all jobs of a
+//! script, are taken over side by side. Jobs that share the topic and are not started again cost
+//! the others that minute. The topic is read as a whole; it is made with segments of 16 MiB, of
+//! which the broker's cleaner leaves few.
 
 use futures::executor::block_on;
 use rdkafka::Offset;
