@@ -12,10 +12,9 @@ use weir_queries::JobPlan;
 
 use crate::discovery::{self, Discovery, Watch};
 use crate::jobs::{Jobs, News, Startable};
-use crate::lasting::{NextGeneration, Set};
-use crate::patience::{patiently, side_by_side};
+use crate::lasting::Set;
 use crate::report::JobReport;
-use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
+use crate::run::{Ready, RunOptions, Trouble, begin_again, begin_all, numbered};
 use crate::status::{Shown, Status};
 
 /// Runs jobs in this process until they end. What goes wrong with one goes to `tell`.
@@ -29,11 +28,9 @@ pub fn run(
     tell: &mut dyn FnMut(Trouble),
 ) -> Result<Vec<JobReport>, Trouble> {
     let plans = numbered(plans);
-    let all = plans.iter().collect();
+    let ready = begin_all(&plans, options, alone(options), tell)?;
     let ready: Result<Vec<Startable>, Trouble> =
-        side_by_side(all, |plan: &(JobPlan, usize)| start(plan.clone(), options))
-            .into_iter()
-            .collect();
+        ready.into_iter().map(|ready| startable(ready, options)).collect();
     let shown = Shown::default();
     let status = Status::start(shown.clone(), options.quiet);
     let (sender, troubles) = channel();
@@ -59,12 +56,18 @@ pub fn run(
     Ok(reports)
 }
 
-/// Prepares a job for this process alone; one that lasts begins its next generation.
-fn start(plan: (JobPlan, usize), options: &RunOptions) -> Result<Startable, Trouble> {
-    let set = Set { processes: 1, workers: options.workers };
-    let Some(state) = &options.state else { return Ok((prepare(plan.0, options.epoch)?, None)) };
-    let NextGeneration { job, begun, opened } = begin(state, plan, options, set)?;
-    Ok((job, Some(state.join(&begun, opened, set, 0)?)))
+/// A job as one of this process alone.
+fn startable(ready: Ready, options: &RunOptions) -> Result<Startable, Trouble> {
+    let Ready { job, begun, opened } = ready;
+    let lasting = match (&options.state, begun) {
+        (Some(state), Some(begun)) => Some(state.join(&begun, opened, alone(options), 0)?),
+        _ => None,
+    };
+    Ok((job, lasting))
+}
+
+fn alone(options: &RunOptions) -> Set {
+    Set { processes: 1, workers: options.workers }
 }
 
 /// A job, over all its generations.
@@ -93,10 +96,14 @@ impl Lane<'_> {
             // Whoever still holds it holds the log that the next generation needs.
             self.shown.set(self.number, &[]);
             // What may pass is waited for.
-            match patiently(self.stop, || start(self.plan.clone(), self.options)) {
-                None => return report,
-                Some(Ok(next)) => job = next,
-                Some(Err(trouble)) => {
+            let set = alone(self.options);
+            let again = begin_again(self.plan, self.options, set, self.stop);
+            let again =
+                again.and_then(|next| next.map(|ready| startable(ready, self.options)).transpose());
+            match again {
+                Ok(None) => return report,
+                Ok(Some(next)) => job = next,
+                Err(trouble) => {
                     self.say(trouble);
                     return report.marked(true);
                 }

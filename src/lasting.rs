@@ -44,7 +44,7 @@ use weir_engine::cutlog::{self, Begin, CutLog, Recorder};
 use weir_engine::flow::{EpochPolicy, JobInput};
 use weir_engine::graph::Node;
 use weir_engine::job::Lasting;
-use weir_engine::sink::Author;
+use weir_engine::sink::{Author, Sink};
 use weir_engine::source::SplitSpec;
 use weir_engine::store::{FORMAT, JobStore};
 use weir_engine::time::{Epoch, Millis};
@@ -53,7 +53,7 @@ use weir_queries::JobPlan;
 use crate::connectors;
 use crate::discovery;
 use crate::logs::{Logs, Place};
-use crate::patience::side_by_side;
+use crate::patience::{all_of, side_by_side};
 use crate::run::{PreparedJob, Trouble, graph_of, prepare, probe};
 
 /// Where a job's state is.
@@ -99,6 +99,17 @@ pub struct Begun {
 const JOB: &str = "job.json";
 const SPLITS: &str = "splits";
 const SECRET: &str = "(secret)";
+
+/// A job that can begin, as far as it could be seen without changing anything.
+pub struct LookedAt {
+    folder: String,
+    store: JobStore,
+    logs: Place,
+    record: JobRecord,
+    job: PreparedJob,
+    /// Whether the record is in the store.
+    stored: bool,
+}
 
 /// The next generation of a job.
 pub struct NextGeneration {
@@ -148,23 +159,34 @@ impl NextGeneration {
 }
 
 impl StateOptions {
-    /// Opens a job's state and begins its next generation. `same` counts the jobs before it in the
-    /// script that write to the same tables.
+    /// Looks whether a job can begin; changes nothing but what a sink's probe has to create. `same`
+    /// counts the jobs before it in the script that write to the same tables.
     ///
     /// # Errors
-    /// The state store's and the cut logs'; a plan that is not the stored one; a sink that is ahead
-    /// of all that is known.
-    pub fn begin(
+    /// The state store's; a plan that is not the stored one; a source or a sink that is not as the
+    /// plan wants it.
+    pub fn look(
         &self,
         plan: JobPlan,
         same: usize,
         epoch: Option<EpochPolicy>,
-        set: Set,
-    ) -> Result<NextGeneration, Trouble> {
+    ) -> Result<LookedAt, Trouble> {
         let folder = folder_of(&plan.name, same);
         let (store, logs) = self.open(&folder)?;
-        let name = plan.name.clone();
-        let (record, mut job) = settle(&store, plan, epoch)?;
+        let (record, job, stored) = settle(&store, plan, epoch)?;
+        Ok(LookedAt { folder, store, logs, record, job, stored })
+    }
+
+    /// Begins a job's next generation.
+    ///
+    /// # Errors
+    /// The state store's and the cut logs'; a sink that is ahead of all that is known.
+    pub fn begin(&self, job: LookedAt, set: Set) -> Result<NextGeneration, Trouble> {
+        let LookedAt { folder, store, logs, record, mut job, stored } = job;
+        if !stored && !store.put(JOB, &record).map_err(of_store)? {
+            return Err(Trouble::new("the job is being started by another process at this moment"));
+        }
+        let name = job.plan.name.clone();
         let generations = store.generations().map_err(of_store)?;
         let begun = generations.iter().filter(|g| g.begun.is_some()).map(|g| g.number).max();
         let begun = begun.unwrap_or(0);
@@ -274,15 +296,16 @@ fn fresh_id(folder: &str) -> String {
     format!("{short}-{random:016x}")
 }
 
-/// The job as stored, or stores it as it is planned now.
+/// The job as stored, or as it is planned now; and which of the two.
 fn settle(
     store: &JobStore,
     plan: JobPlan,
     epoch: Option<EpochPolicy>,
-) -> Result<(JobRecord, PreparedJob), Trouble> {
+) -> Result<(JobRecord, PreparedJob, bool), Trouble> {
     let connectors = connectors::all();
     if let Some(record) = store.get::<JobRecord>(JOB).map_err(of_store)? {
-        return take_stored(record, plan, epoch, &connectors);
+        let (record, job) = take_stored(record, plan, epoch, &connectors)?;
+        return Ok((record, job, true));
     }
     let job = prepare(plan, epoch)?;
     let record = JobRecord {
@@ -292,10 +315,7 @@ fn settle(
         plan: masked(&job.plan, &connectors)?,
         input: job.input.clone(),
     };
-    if !store.put(JOB, &record).map_err(of_store)? {
-        return Err(Trouble::new("the job is being started by another process at this moment"));
-    }
-    Ok((record, job))
+    Ok((record, job, false))
 }
 
 fn take_stored(
@@ -489,13 +509,12 @@ fn take_over(
         _ => None,
     });
     let sinks: Vec<_> = sinks.map(|sink| (&sink.table, &*sink.sink)).enumerate().collect();
-    side_by_side(sinks, |(place, (table, sink))| {
+    let one = |(place, (table, sink)): (usize, (&String, &dyn Sink))| {
         let author = Author { begun, ..Author::of(id, holder, place, table) };
         let epoch = sink.take_over(&author).map_err(|e| Trouble::at(table, &e))?;
         Ok((table.clone(), epoch))
-    })
-    .into_iter()
-    .collect()
+    };
+    all_of(side_by_side(sinks, one, |_, _| {}))
 }
 
 fn is_ahead(table: &str, ahead: Option<Epoch>, base: Option<Epoch>) -> Trouble {

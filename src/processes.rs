@@ -503,7 +503,7 @@ fn run_child() -> Result<(), Trouble> {
     let lasting = state.is_some();
     let watch = Watch::of(startable.iter().map(|(job, _)| job).filter(|_| process == 0));
     let jobs = Jobs::start(startable, &clusters, digest);
-    let _discovery = Discovery::start(watch, jobs.controls(), move |why| match lasting {
+    let discovery = Discovery::start(watch, jobs.controls(), move |why| match lasting {
         true => say(&Said::Renew { why: why.to_owned() }),
         false => discovery::next_time(why),
     });
@@ -519,6 +519,8 @@ fn run_child() -> Result<(), Trouble> {
             say(&Said::News { job, news });
         },
     );
+    // With nothing left to do it must not end the set for more splits.
+    drop(discovery);
     copies.finish();
     Ok(())
 }

@@ -12,7 +12,8 @@ use weir_queries::JobPlan;
 
 use crate::connectors;
 use crate::here;
-use crate::lasting::{NextGeneration, Set, StateOptions};
+use crate::lasting::{Begun, LookedAt, NextGeneration, Opened, Set, StateOptions};
+use crate::patience::{all_or_told, patiently, side_by_side};
 use crate::report::JobReport;
 use crate::supervisor;
 
@@ -165,18 +166,69 @@ pub fn numbered(plans: Vec<JobPlan>) -> Vec<(JobPlan, usize)> {
     plans.into_iter().map(number).collect()
 }
 
-/// Begins a job's next generation, and says so.
-pub fn begin(
-    state: &StateOptions,
-    (plan, same): (JobPlan, usize),
+/// A job that is ready to be run; one that lasts has begun a generation.
+pub(crate) struct Ready {
+    pub(crate) job: PreparedJob,
+    pub(crate) begun: Option<Begun>,
+    /// What a process that is alone need not open again.
+    pub(crate) opened: Option<Opened>,
+}
+
+/// A job that could begin, as far as can be seen without changing anything.
+enum Looked<'a> {
+    Passing(PreparedJob),
+    Lasting(&'a StateOptions, LookedAt),
+}
+
+/// Makes all jobs ready, side by side, once all of them look as if they could begin: where one
+/// cannot, none has begun. What is wrong with more than one goes to `tell`.
+pub(crate) fn begin_all(
+    plans: &[(JobPlan, usize)],
     options: &RunOptions,
     set: Set,
-) -> Result<NextGeneration, Trouble> {
-    let next = state.begin(plan, same, options.epoch, set)?;
+    tell: &mut dyn FnMut(Trouble),
+) -> Result<Vec<Ready>, Trouble> {
+    let all = plans.iter().collect();
+    let looked = side_by_side(all, |plan| look(plan, options), |_, _| {});
+    let looked = all_or_told(looked, tell)?;
+    all_or_told(side_by_side(looked, |looked| ready(looked, options, set), |_, _| {}), tell)
+}
+
+/// Makes a job ready that ran until now: what may pass is waited for. `None` where it is stopped
+/// meanwhile.
+pub(crate) fn begin_again(
+    plan: &(JobPlan, usize),
+    options: &RunOptions,
+    set: Set,
+    stop: &AtomicBool,
+) -> Result<Option<Ready>, Trouble> {
+    let begin = || look(plan, options).and_then(|looked| ready(looked, options, set));
+    patiently(stop, begin).transpose()
+}
+
+fn look<'a>(
+    (plan, same): &(JobPlan, usize),
+    options: &'a RunOptions,
+) -> Result<Looked<'a>, Trouble> {
+    let plan = plan.clone();
+    Ok(match &options.state {
+        None => Looked::Passing(prepare(plan, options.epoch)?),
+        Some(state) => Looked::Lasting(state, state.look(plan, *same, options.epoch)?),
+    })
+}
+
+/// One that lasts begins its next generation, and says so.
+fn ready(looked: Looked<'_>, options: &RunOptions, set: Set) -> Result<Ready, Trouble> {
+    let (state, looked) = match looked {
+        Looked::Passing(job) => return Ok(Ready { job, begun: None, opened: None }),
+        Looked::Lasting(state, looked) => (state, looked),
+    };
+    let next = state.begin(looked, set)?;
     if !options.quiet {
         eprintln!("{}", next.told());
     }
-    Ok(next)
+    let NextGeneration { job, begun, opened } = next;
+    Ok(Ready { job, begun: Some(begun), opened })
 }
 
 /// Runs all jobs of a script, side by side, until they end. What goes wrong goes to `tell` when it

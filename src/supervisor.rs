@@ -12,15 +12,16 @@
 //! all jobs begin before any runs: a server that is away for one keeps the others waiting.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use weir_engine::time::Epoch;
 use weir_queries::JobPlan;
 
 use crate::jobs::News;
-use crate::lasting::{NextGeneration, Set};
-use crate::patience::{PAUSE, patiently, pause_after, rest, side_by_side};
+use crate::lasting::Set;
+use crate::patience::{pause_after, rest, side_by_side};
 use crate::processes::{Assigned, Processes, SetEnd};
 use crate::report::JobReport;
-use crate::run::{RunOptions, Trouble, begin, numbered, prepare};
+use crate::run::{Ready, RunOptions, Trouble, begin_again, begin_all, numbered};
 
 /// How many generations may begin a job at one epoch.
 const TRIES: u32 = 3;
@@ -77,10 +78,9 @@ pub fn run(
     tell: &mut dyn FnMut(Trouble),
 ) -> Result<Vec<JobReport>, Trouble> {
     let set = Set { processes: options.processes, workers: options.workers };
-    let jobs: Vec<(JobPlan, usize, Standing)> =
-        numbered(plans).into_iter().map(|(plan, same)| (plan, same, Standing::default())).collect();
-    let mut all = All { jobs, set, options, stop, cause: None };
-    while all.jobs.iter().any(|(_, _, job)| !job.is_over(set)) {
+    let jobs = numbered(plans).into_iter().map(|plan| (plan, Standing::default())).collect();
+    let mut all = All { jobs, set, options, stop, cause: None, passing: 0 };
+    while all.jobs.iter().any(|(_, job)| !job.is_over(set)) {
         let (numbers, assigned) = all.begin(tell)?;
         if assigned.is_empty() || stop.load(Ordering::SeqCst) {
             break;
@@ -98,17 +98,19 @@ pub fn run(
         all.rest_after(&numbers, passing);
         all.cause = Some(why);
     }
-    Ok(reports(all.jobs))
+    Ok(reports(all.jobs, set))
 }
 
 /// All jobs of a script.
 struct All<'a> {
-    jobs: Vec<(JobPlan, usize, Standing)>,
+    jobs: Vec<((JobPlan, usize), Standing)>,
     set: Set,
     options: &'a RunOptions,
     stop: &'a AtomicBool,
     /// Why the last set was lost.
     cause: Option<String>,
+    /// How many sets in a row were lost through no fault of a job, and none got on.
+    passing: u32,
 }
 
 impl All<'_> {
@@ -118,38 +120,47 @@ impl All<'_> {
         &mut self,
         tell: &mut dyn FnMut(Trouble),
     ) -> Result<(Vec<usize>, Vec<Assigned>), Trouble> {
-        let (mut numbers, mut assigned) = (Vec::new(), Vec::new());
-        let (set, cause) = (self.set, self.cause.as_deref());
-        let left = self.jobs.iter_mut().enumerate().filter(|(_, (_, _, job))| !job.is_over(set));
-        let left: Vec<_> = left.collect();
-        // Side by side: one may wait for a server that the others do not need.
-        let begun = left.iter().map(|(_, (plan, same, _))| (plan, *same)).collect();
-        let begun = side_by_side(begun, |(plan, same)| {
-            next(plan, same, self.options, set, (cause, self.stop))
-        });
-        if begun.iter().any(|next| matches!(next, Ok(None))) {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        for ((number, (plan, _, standing)), next) in left.into_iter().zip(begun) {
+        let (set, options, stop) = (self.set, self.options, self.stop);
+        let left: Vec<usize> =
+            (0..self.jobs.len()).filter(|job| !self.jobs[*job].1.is_over(set)).collect();
+        let plan = |job: &usize| self.jobs[*job].0.clone();
+        let plans: Vec<(JobPlan, usize)> = left.iter().map(plan).collect();
+        let begun = if self.cause.is_none() {
+            let ready = begin_all(&plans, options, set, tell)?;
+            ready.into_iter().map(|ready| Ok(Some(ready))).collect()
+        } else {
+            // A job that cannot begin is told at once, while others may wait for their servers.
+            let told = |_, next: &Result<_, Trouble>| {
+                if let Err(trouble) = next {
+                    tell(trouble.clone());
+                }
+            };
+            let again = |plan| begin_again(plan, options, set, stop);
+            side_by_side(plans.iter().collect(), again, told)
+        };
+        let stopped = begun.iter().any(|next| matches!(next, Ok(None)));
+        let (mut numbers, mut assigned, mut moved) = (Vec::new(), Vec::new(), false);
+        for (number, next) in left.into_iter().zip(begun) {
+            let ((plan, _), standing) = &mut self.jobs[number];
             (standing.report, standing.ended) = (None, 0);
             match next {
-                Ok(None) => {}
-                Ok(Some(job)) => {
-                    let base = job.begun.as_ref().map(|begun| begun.base);
+                Ok(Some(Ready { job, begun, .. })) if !stopped => {
+                    let base = begun.as_ref().map(|begun| begun.base);
+                    moved |= standing.begun.map(|(at, _)| at) != base;
                     if base.is_some_and(|base| !standing.begins(base)) {
                         standing.failed = true;
-                        tell(at_fault(&plan.name, base.flatten(), cause));
+                        tell(at_fault(&plan.name, base.flatten(), self.cause.as_deref()));
                         continue;
                     }
                     numbers.push(number);
-                    assigned.push(job);
+                    assigned.push(Assigned { job, begun });
                 }
-                Err(trouble) if cause.is_none() => return Err(trouble),
-                Err(trouble) => {
-                    standing.failed = true;
-                    tell(trouble);
-                }
+                Ok(_) => {}
+                Err(_) => standing.failed = true,
             }
+        }
+        if moved {
+            self.passing = 0;
         }
         Ok((numbers, assigned))
     }
@@ -163,7 +174,7 @@ impl All<'_> {
     ) -> Result<SetEnd, Trouble> {
         match Processes::start(assigned, self.options, self.set) {
             Ok(processes) => Ok(processes.wait(self.stop, |job, news| {
-                let standing = &mut self.jobs[numbers[job]].2;
+                let standing = &mut self.jobs[numbers[job]].1;
                 match news {
                     News::Failed(trouble) => {
                         standing.failed = true;
@@ -180,32 +191,15 @@ impl All<'_> {
 
     /// Waits before the next generation: where some job got on, there is nothing to wait for.
     fn rest_after(&mut self, numbers: &[usize], passing: bool) {
+        let mut pause = Duration::ZERO;
         if passing {
-            numbers.iter().for_each(|number| self.jobs[*number].2.forgive());
+            numbers.iter().for_each(|number| self.jobs[*number].1.forgive());
+            self.passing += 1;
+            pause = pause_after(self.passing + 1);
         }
-        let tries = numbers.iter().filter_map(|number| Some(self.jobs[*number].2.begun?.1)).min();
-        let pause = pause_after(tries.unwrap_or(0));
-        rest(if passing { pause.max(PAUSE) } else { pause }, self.stop);
+        let tries = numbers.iter().filter_map(|number| Some(self.jobs[*number].1.begun?.1)).min();
+        rest(pause.max(pause_after(tries.unwrap_or(0))), self.stop);
     }
-}
-
-/// A job's next generation; `None` where it is stopped while it waits for one. After a loss what
-/// may pass is waited for.
-fn next(
-    plan: &JobPlan,
-    same: usize,
-    options: &RunOptions,
-    set: Set,
-    (cause, stop): (Option<&str>, &AtomicBool),
-) -> Result<Option<Assigned>, Trouble> {
-    let Some(state) = &options.state else {
-        let job = prepare(plan.clone(), options.epoch)?;
-        return Ok(Some(Assigned { job, begun: None }));
-    };
-    let next = || begin(state, (plan.clone(), same), options, set);
-    let begun = if cause.is_some() { patiently(stop, next) } else { Some(next()) };
-    let assigned = |NextGeneration { job, begun, .. }| Assigned { job, begun: Some(begun) };
-    begun.transpose().map(|next| next.map(assigned))
 }
 
 fn at_fault(job: &str, base: Option<Epoch>, cause: Option<&str>) -> Trouble {
@@ -219,9 +213,12 @@ fn at_fault(job: &str, base: Option<Epoch>, cause: Option<&str>) -> Trouble {
     trouble
 }
 
-fn reports(jobs: Vec<(JobPlan, usize, Standing)>) -> Vec<JobReport> {
-    let report =
-        |(_, _, job): (JobPlan, usize, Standing)| job.report.unwrap_or_default().marked(job.failed);
+/// What came of the jobs. What some processes of a set counted that was lost says nothing.
+fn reports(jobs: Vec<((JobPlan, usize), Standing)>, set: Set) -> Vec<JobReport> {
+    let report = |(_, job): (_, Standing)| {
+        let whole = job.report.filter(|_| job.ended == set.processes);
+        whole.unwrap_or_default().marked(job.failed)
+    };
     jobs.into_iter().map(report).collect()
 }
 

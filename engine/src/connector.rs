@@ -104,7 +104,7 @@ pub enum Remedy {
     Fatal,
     /// Another process of the job is out of reach, which is no fault of the job: where it lasts,
     /// its next generation goes on.
-    NextGeneration,
+    Restart,
 }
 
 /// A failure of the world outside: broker, database, disk.

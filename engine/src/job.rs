@@ -366,9 +366,7 @@ impl JobControl {
 
     pub(crate) fn fail_connector(&self, table: &str, error: ConnectorError) {
         self.fail(match error.remedy {
-            Remedy::NextGeneration => {
-                Failure::Connection { message: format!("table `{table}`: {error}") }
-            }
+            Remedy::Restart => Failure::Connection { message: format!("table `{table}`: {error}") },
             _ => Failure::Connector { table: table.to_owned(), error },
         });
     }

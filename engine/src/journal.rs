@@ -376,22 +376,28 @@ impl Journal {
                 self.pending.clear();
                 Ok(())
             }
-            Err(e) => {
-                self.forget();
-                Err(failed("append to", &name, e))
-            }
+            Err(e) => match self.take_back() {
+                // What the disk said may pass, and this does not.
+                Err(lost) if is_lost(&lost) => Err(failed("cut back", &name, lost)),
+                _ => Err(failed("append to", &name, e)),
+            },
         }
     }
 
     /// Drops everything since the last sync.
     pub fn forget(&mut self) {
+        // A disk that cannot takes nothing more: `unsure`.
+        drop(self.take_back());
+    }
+
+    fn take_back(&mut self) -> io::Result<()> {
         self.pending.clear();
         self.next = self.durable_end;
-        let Some(last) = self.shared.durable().segments.last().cloned() else { return };
+        let Some(last) = self.shared.durable().segments.last().cloned() else { return Ok(()) };
         self.appended = last.bytes;
-        if self.shared.disk.truncate(&last.name, last.bytes).is_err() {
-            self.unsure = true;
-        }
+        let done = self.shared.disk.truncate(&last.name, last.bytes);
+        self.unsure |= done.is_err();
+        done
     }
 }
 

@@ -583,7 +583,7 @@ impl SplitQueue {
     /// The failure, once what was read before it has been taken: at once where all is read again.
     pub fn failure(&self) -> Option<ConnectorError> {
         let state = self.lock();
-        let again = |error: &ConnectorError| error.remedy == Remedy::NextGeneration;
+        let again = |error: &ConnectorError| error.remedy == Remedy::Restart;
         state.failed.clone().filter(|error| state.chunks.is_empty() || again(error))
     }
 

@@ -253,7 +253,7 @@ fn of_disk(client: &Client, path: &Path, error: io::Error) -> ConnectorError {
 /// The second copy is out of reach.
 fn lost_copy(client: &Client, error: &dyn std::fmt::Display) -> ConnectorError {
     let message = format!("journal of table `{}`: {error}", client.table);
-    ConnectorError::new(Remedy::NextGeneration, message)
+    ConnectorError::new(Remedy::Restart, message)
 }
 
 fn unusable(client: &Client, path: &Path, error: &dyn std::fmt::Display) -> ConnectorError {

@@ -304,7 +304,7 @@ fn the_second_copy_is_another_processs_and_without_it_nothing_is_acknowledged() 
     drop(first);
     send(&address, &topic, 1_000..2_000, 1);
     let error = open.failure();
-    assert_eq!(error.remedy, Remedy::NextGeneration, "{error}");
+    assert_eq!(error.remedy, Remedy::Restart, "{error}");
     assert!(error.message.contains("process 1"), "{error}");
     drop(open);
     // What is on one disk only may be there; what is on both is equal.
@@ -316,7 +316,7 @@ fn the_second_copy_is_another_processs_and_without_it_nothing_is_acknowledged() 
 
     // A process that cannot be reached is no fault of the disk, nor of the job.
     let error = Open::with_second(&table, &peer).err().unwrap();
-    assert_eq!(error.remedy, Remedy::NextGeneration, "{error}");
+    assert_eq!(error.remedy, Remedy::Restart, "{error}");
     // The next set, without the first disk: what was not acknowledged comes again.
     std::fs::remove_dir_all(journal.path()).unwrap();
     let (_next, peer) = other();

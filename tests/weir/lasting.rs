@@ -292,3 +292,43 @@ INSERT INTO copy SELECT x FROM broken;
         assert!(!out.contains("digest copy"), "{out}");
     }
 }
+
+#[test]
+fn where_one_job_cannot_begin_none_has_begun() {
+    for flags in [&["-w", "2"][..], &["--processes", "2"]] {
+        let job = Job::new();
+        let mut sql = std::fs::read_to_string(job.script("both")).unwrap();
+        for lacking in ["first", "second"] {
+            let path = job.path(lacking);
+            let _ = write!(
+                sql,
+                "CREATE TABLE {lacking} (x BIGINT) WITH ('connector' = 'filesystem',
+  'path' = '{}', 'format' = 'json');
+CREATE TABLE from_{lacking} (x BIGINT) WITH ('connector' = 'blackhole');
+INSERT INTO from_{lacking} SELECT x FROM {lacking};
+",
+                path.display()
+            );
+        }
+        let (file, state) = (job.path("three.sql"), job.path("state"));
+        std::fs::write(&file, sql).unwrap();
+        let mut command = Command::new(WEIR);
+        command.args(["run", "--epoch", "1000rows", "--state"]).arg(&state).args(flags).arg(&file);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        // Both are told, and the one that could begin has left nothing behind.
+        for lacking in ["first", "second"] {
+            let told = format!("error: table `{lacking}`");
+            assert_eq!(said.matches(&told).count(), 1, "{lacking}: {said}");
+        }
+        assert!(!state.join("usage/job.json").exists() && !said.contains("generation"), "{said}");
+        for lacking in ["first", "second"] {
+            std::fs::create_dir(job.path(lacking)).unwrap();
+            std::fs::write(job.path(lacking).join("a.jsonl"), "{\"x\": 1}\n").unwrap();
+        }
+        let ended = command.output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        assert!(state.join("usage/job.json").exists());
+    }
+}

@@ -24,6 +24,9 @@ consumer = Consumer({
     "reconnect.backoff.max.ms": 500,
 })
 known = consumer.list_topics(timeout=TIMEOUT_S).topics
+lacking = [topic for topic in topics if topic not in known or not known[topic].partitions]
+if lacking:
+    raise SystemExit(f"no topics {lacking}")
 consumer.assign([
     TopicPartition(topic, k, OFFSET_BEGINNING) for topic in topics for k in known[topic].partitions])
 counts = dict.fromkeys(topics, 0)

@@ -35,7 +35,7 @@ impl From<ConnectorError> for Refused {
     fn from(error: ConnectorError) -> Refused {
         match error.remedy {
             Remedy::Fatal => Refused::Wrong(error.message),
-            Remedy::Retry | Remedy::Reconfigure | Remedy::NextGeneration => {
+            Remedy::Retry | Remedy::Reconfigure | Remedy::Restart => {
                 Refused::Passing(error.message)
             }
         }

@@ -71,6 +71,9 @@ fn whatever_goes_wrong_each_row_is_there_once() {
     }
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("{runs} seeds in {seconds:.1} s: {events:?}");
+    if runs < ENOUGH {
+        eprintln!("too few to ask whether all that can happen did: {ENOUGH} would do");
+    }
     assert_eq!(failed, [0_u64; 0], "seeds that failed");
     let missing: Vec<_> = EVENTS.iter().filter(|what| !events.0.contains_key(**what)).collect();
     assert!(runs < ENOUGH || missing.is_empty(), "these have never happened: {missing:?}");

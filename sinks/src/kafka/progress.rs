@@ -291,7 +291,10 @@ pub(super) fn make_topic(plan: &Plan, reader: &Reader) -> Result<(), ConnectorEr
     }
     let made = block_on(admin.create_topics([&wanted], &options)).map_err(|e| failed(&e))?;
     match made.into_iter().next() {
-        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => check_topic(plan, &admin, &options),
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
+            until_there(plan, reader)?;
+            check_topic(plan, &admin, &options)
+        }
         Some(Err((_, RDKafkaErrorCode::TopicAuthorizationFailed))) => {
             let message = format!(
                 "table `{}` may not make the topic `{topic}` at {}, which is to remember what is \
@@ -305,8 +308,28 @@ pub(super) fn make_topic(plan: &Plan, reader: &Reader) -> Result<(), ConnectorEr
         Some(Err((_, code))) => Err(failed(&KafkaError::AdminOp(code))),
         Some(Ok(_)) | None => {
             tracing::info!(%topic, "made the topic that remembers what is written");
-            Ok(())
+            until_there(plan, reader)
         }
+    }
+}
+
+/// Waits until brokers know the topic that has just been made.
+fn until_there(plan: &Plan, reader: &Reader) -> Result<(), ConnectorError> {
+    let topic = &plan.options.progress_topic;
+    let until = Instant::now() + REQUEST_TIMEOUT;
+    loop {
+        let known = reader.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+        let known = known.map_err(|e| reached(plan, reader, &e))?;
+        let mut topics = known.topics().iter();
+        if topics.any(|t| t.name() == topic.as_str() && !t.partitions().is_empty()) {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(ConnectorError::retry(format!(
+                "the topic `{topic}` is made, and not there"
+            )));
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 

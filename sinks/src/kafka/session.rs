@@ -216,7 +216,13 @@ fn all_shut_out(plan: &Arc<Plan>, author: &Author) -> Result<Vec<(u32, Client)>,
         let shards = 0..plan.options.shards.get();
         let threads: Vec<_> = shards.map(|shard| scope.spawn(move || one(shard))).collect();
         let panicked = |_| Err(ConnectorError::fatal("a thread panicked; this is a bug in Weir"));
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+        let mut done: Vec<_> =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect();
+        // What does not pass is said rather than what may.
+        done.sort_by_key(|one| !one.as_ref().is_err_and(|e| e.remedy != Remedy::Retry));
+        let mut clients = done.into_iter().collect::<Result<Vec<_>, _>>()?;
+        clients.sort_by_key(|(shard, _)| *shard);
+        Ok(clients)
     })
 }
 

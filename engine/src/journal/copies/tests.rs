@@ -1,5 +1,6 @@
 //! Copy servers and those who call them, over real links; and a journal whose second copy dies.
 
+use super::super::JournalError;
 use super::super::simulated::{Simulated, Whims};
 use super::super::{Entry, Journal, Kind, Mirror, SUFFIX};
 use super::*;
@@ -222,6 +223,44 @@ fn generation(here: &Arc<Simulated>, there: &Peer, seed: u64, kept: &mut Vec<Vec
     true
 }
 
+/// A server over this disk that dies at a certain call.
+fn mortal(there: &Arc<Simulated>, calls: usize, carried_out: bool) -> (CopyServer, Peer) {
+    let disk = Arc::new(Mortal { disk: there.clone(), calls: calls.into(), carried_out });
+    let (listener, secret) = (TcpListener::bind("127.0.0.1:0").unwrap(), new_secret().unwrap());
+    let open = move |_: &Path, _| -> io::Result<Arc<dyn Replacing>> { Ok(disk.clone()) };
+    let server = CopyServer::over(listener, &secret, Arc::new(open)).unwrap();
+    let address = server.address.to_string();
+    (server, Peer { process: 1, address, secret })
+}
+
+#[test]
+fn a_copy_that_is_lost_while_the_disk_here_is_full_is_lost_and_nothing_worse() {
+    let (mut full, mut lost) = (0, 0);
+    for calls in 1..60 {
+        let (here, there) = (Arc::<Simulated>::default(), Arc::<Simulated>::default());
+        let (_server, peer) = mortal(&there, calls, calls % 2 == 0);
+        let Ok(far) = Remote::open(&peer, Path::new("far"), WAIT) else { continue };
+        let Ok((mirror, _)) = Mirror::open([here.clone(), Arc::new(far)], SUFFIX) else { continue };
+        let Ok(mut journal) = Journal::open(Arc::new(mirror), "test", 4_000) else { continue };
+        here.capacity(Some(300));
+        let entry = Entry { arrival: 0, kind: Kind::Message, topic: "t", payload: &[b'x'; 40] };
+        let mut tries = (0..20).map(|_| journal.append(&entry).and_then(|_| journal.sync()));
+        // The first refusal may pass; whatever comes until the copy is lost must, too.
+        if let Some(error) = tries.by_ref().find_map(Result::err).filter(|e| !e.is_lost()) {
+            full += 1;
+            assert!(matches!(error, JournalError::Io { doing: "append to", .. }), "{error}");
+            let next = tries.find_map(|next| next.err().filter(|e| !is_full(e)));
+            assert!(next.as_ref().is_none_or(JournalError::is_lost), "{calls}: {next:?}");
+            lost += usize::from(next.is_some());
+        }
+    }
+    assert!(full > 10 && lost > 5, "{full} times full, {lost} times lost after that");
+}
+
+fn is_full(error: &JournalError) -> bool {
+    matches!(error, JournalError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+}
+
 #[test]
 fn what_was_acknowledged_survives_servers_that_die_and_either_disk() {
     for seed in 0..150 {
@@ -229,14 +268,8 @@ fn what_was_acknowledged_survives_servers_that_die_and_either_disk() {
         let (mut here, mut there) = (Arc::<Simulated>::default(), Arc::<Simulated>::default());
         let mut kept = Vec::new();
         for turn in 0..4 {
-            let calls = AtomicUsize::new(1 + whims.below(90) as usize);
-            let carried_out = whims.below(2) == 0;
-            let disk = Arc::new(Mortal { disk: there.clone(), calls, carried_out });
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let secret = new_secret().unwrap();
-            let open = move |_: &Path, _| -> io::Result<Arc<dyn Replacing>> { Ok(disk.clone()) };
-            let server = CopyServer::over(listener, &secret, Arc::new(open)).unwrap();
-            let peer = Peer { process: 1, address: server.address.to_string(), secret };
+            let (calls, carried_out) = (1 + whims.below(90) as usize, whims.below(2) == 0);
+            let (_server, peer) = mortal(&there, calls, carried_out);
             let said = generation(&here, &peer, seed * 10 + turn, &mut kept);
             assert!(said, "seed {seed}: an error that did not say that the copy is lost");
             // With it may go the power of either machine, and one of the disks.
