@@ -177,7 +177,7 @@ pub(crate) struct Ready {
 /// A job that could begin, as far as can be seen without changing anything.
 enum Looked<'a> {
     Passing(PreparedJob),
-    Lasting(&'a StateOptions, LookedAt),
+    Lasting(&'a StateOptions, Box<LookedAt>),
 }
 
 /// Makes all jobs ready, side by side, once all of them look as if they could begin: where one
@@ -213,7 +213,7 @@ fn look<'a>(
     let plan = plan.clone();
     Ok(match &options.state {
         None => Looked::Passing(prepare(plan, options.epoch)?),
-        Some(state) => Looked::Lasting(state, state.look(plan, *same, options.epoch)?),
+        Some(state) => Looked::Lasting(state, Box::new(state.look(plan, *same, options.epoch)?)),
     })
 }
 
@@ -223,7 +223,7 @@ fn ready(looked: Looked<'_>, options: &RunOptions, set: Set) -> Result<Ready, Tr
         Looked::Passing(job) => return Ok(Ready { job, begun: None, opened: None }),
         Looked::Lasting(state, looked) => (state, looked),
     };
-    let next = state.begin(looked, set)?;
+    let next = state.begin(*looked, set)?;
     if !options.quiet {
         eprintln!("{}", next.told());
     }
