@@ -82,10 +82,9 @@ pub(crate) fn side_by_side<T: Send, Done: Send>(
 }
 
 /// All of them, or what is wrong: rather what does not pass than what may.
-pub(crate) fn all_of<T>(done: Vec<Result<T, Trouble>>) -> Result<Vec<T>, Trouble> {
+pub(crate) fn all_of<T>(mut done: Vec<Result<T, Trouble>>) -> Result<Vec<T>, Trouble> {
     let lasting = |one: &Result<T, Trouble>| one.as_ref().is_err_and(|trouble| !trouble.passing);
     let worst = done.iter().position(lasting);
-    let mut done: Vec<Result<T, Trouble>> = done;
     match worst {
         Some(place) => done.swap_remove(place).map(|_| Vec::new()),
         None => done.into_iter().collect(),

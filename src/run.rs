@@ -180,8 +180,9 @@ enum Looked<'a> {
     Lasting(&'a StateOptions, Box<LookedAt>),
 }
 
-/// Makes all jobs ready, side by side, once all of them look as if they could begin: where one
-/// cannot, none has begun. What is wrong with more than one goes to `tell`.
+/// Makes all jobs ready, side by side, once all of them look as if they could begin: where one does
+/// not, none has begun. One that cannot for another reason (its log, a sink that is ahead) leaves
+/// the others with a generation that nobody runs. What is wrong with more than one goes to `tell`.
 pub(crate) fn begin_all(
     plans: &[(JobPlan, usize)],
     options: &RunOptions,
